@@ -1,0 +1,34 @@
+"""Where editing meets sampling: two points, whatever the method and whatever the edit."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from .attention_routes import AttentionRoutes
+
+
+class Control(Protocol):
+    """The two points at which an edit meets any method's replay.
+
+    Steps count from the noisiest, 0.
+    """
+
+    def routes(self, step: int) -> AttentionRoutes | None:
+        """Routes for this step's conditional rows (or for all rows, unconditional first)."""
+        ...
+
+    def after_step(self, step: int, latents: Tensor, word_maps: Tensor | None) -> Tensor:
+        """Latents [R, C, h, w] after the step, changed or not. word_maps: [R, K, mh, mw]."""
+        ...
+
+
+class NoEdit:
+    """The control of a plain reconstruction."""
+
+    def routes(self, step: int) -> AttentionRoutes | None:
+        return None
+
+    def after_step(self, step: int, latents: Tensor, word_maps: Tensor | None) -> Tensor:
+        return latents

@@ -1,0 +1,263 @@
+"""Connects algorithms, which ask, with a denoiser, which answers: one at a time or many in one UNet
+batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol
+
+import torch
+
+from .errors import BackendError, Cancelled
+from .query import Algorithm, Answer, Progress, Query, Result
+
+Listener = Callable[[Progress], None]
+
+
+class Denoiser(Protocol):
+    """What every backend is to the driver. Thread safety is the backend's own business."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def answers(self) -> frozenset[type]:
+        """The query types it can answer, known before anything runs."""
+        ...
+
+    def answer(self, query: Query) -> Answer:
+        """Row i of the answer belongs to row i of the query. May be a view of a static buffer."""
+        ...
+
+
+def require(denoiser: Denoiser, needed: Iterable[type], method: str) -> None:
+    """Refuse, before anything runs, a method whose queries the denoiser can't answer.
+
+    Raises BackendError.
+    """
+    missing = [query for query in needed if query not in denoiser.answers]
+    if missing:
+        names = ", ".join(query.__name__ for query in missing)
+        raise BackendError(
+            f"the {denoiser.name} backend can't answer {names}, which {method} needs; "
+            "use the torch backend for it"
+        )
+
+
+@dataclass(eq=False)
+class Job(Generic[Result]):
+    """One algorithm on its way: its open question, how far it is, and how it ended."""
+
+    algorithm: Algorithm[Result]
+    name: str = "job"
+    method: str = ""
+    listener: Listener | None = None
+    rows_asked: int = 0  # UNet rows answered so far
+    progress: Progress | None = None
+    done: bool = False
+    error: BaseException | None = None
+    _value: Result | None = None
+    _wanted: Query | None = None
+    _cancelled: bool = False
+    _parts: list[tuple[list[int], Answer]] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        """Ask for the end. The generator is closed before its next query is answered.
+
+        Any thread may call.
+        """
+        self._cancelled = True
+
+    def result(self) -> Result:
+        """What the algorithm returned. Raises its error, or Cancelled."""
+        if self.error is not None:
+            raise self.error
+        if not self.done:
+            raise RuntimeError(f"{self.name} has not ended")
+        return self._value  # type: ignore[return-value]
+
+    def _advance(self, step: Callable[[], Query | Progress]) -> None:
+        """Run the generator up to its next query; progress notices are passed on along the way."""
+        try:
+            asked = step()
+            while isinstance(asked, Progress):
+                self.progress = asked
+                if self.listener is not None:
+                    self.listener(asked)
+                asked = next(self.algorithm)
+            self._wanted, self._parts = asked, []
+        except StopIteration as stop:
+            self.done, self._value, self._wanted = True, stop.value, None
+        except Exception as error:
+            self.done, self.error, self._wanted = True, error, None
+
+    def _fail(self, error: Exception) -> None:
+        """Throw a backend's error into the generator that asked, saying where it happened."""
+        wanted = self._wanted
+        where = (
+            "" if self.progress is None else f" at {self.progress.phase} step {self.progress.step}"
+        )
+        error.add_note(
+            f"while answering {type(wanted).__name__} with {0 if wanted is None else wanted.rows} "
+            f"rows for {self.name}{f' ({self.method})' if self.method else ''}{where}"
+        )
+        self._advance(lambda: self.algorithm.throw(error))
+
+    def _close(self, error: BaseException) -> None:
+        self.algorithm.close()
+        self.done, self.error, self._wanted = True, error, None
+
+
+class Driver:
+    """Runs jobs together. Each `turn` answers the open question of every live job; jobs join
+    between turns.
+
+    max_rows: the most UNet rows in one batch; None for no limit. Rows tied by donors are never
+    split.
+    """
+
+    def __init__(self, denoiser: Denoiser, *, max_rows: int | None = None) -> None:
+        if max_rows is not None and max_rows < 1:
+            raise ValueError(f"max_rows={max_rows}; at least 1 is needed")
+        self.denoiser = denoiser
+        self.max_rows = max_rows
+        self.live: list[Job] = []  # type: ignore[type-arg]
+
+    def add(self, job: Job[Result]) -> Job[Result]:
+        """Start a job: it runs up to its first query."""
+        with torch.no_grad():
+            job._advance(lambda: next(job.algorithm))
+        if not job.done:
+            self.live.append(job)
+        return job
+
+    def turn(self) -> None:
+        """Answer every open question once, in as few UNet batches as `max_rows` allows."""
+        with torch.no_grad():
+            try:
+                for job in self.live:
+                    if job._cancelled:
+                        job._close(Cancelled(f"{job.name} was cancelled"))
+                self._answer_all()
+            except BaseException as interruption:
+                for job in self.live:
+                    if not job.done:
+                        job._close(interruption)
+                raise
+        self.live = [job for job in self.live if not job.done]
+
+    def run(self) -> None:
+        """Turn until no job is live."""
+        while self.live:
+            self.turn()
+
+    def _answer_all(self) -> None:
+        groups: dict[Hashable, list[Job]] = {}  # type: ignore[type-arg]
+        for job in self.live:
+            if job._wanted is not None:
+                groups.setdefault(job._wanted.batch_key(), []).append(job)
+        for jobs in groups.values():
+            asked = {id(job): job._wanted for job in jobs}
+            for batch in self._batches(jobs):
+                self._answer([(job, rows) for job, rows in batch if job._wanted is asked[id(job)]])
+
+    def _batches(self, jobs: Sequence[Job]) -> list[list[tuple[Job, list[int]]]]:  # type: ignore[type-arg]
+        """Pack rows, tied ones together, into batches of at most `max_rows`."""
+        batches: list[list[tuple[Job, list[int]]]] = [[]]  # type: ignore[type-arg]
+        filled = 0
+        for job in jobs:
+            if self.max_rows is None:
+                batches[-1].append((job, list(range(job._wanted.rows))))  # type: ignore[union-attr]
+                continue
+            for tied in job._wanted.ties():  # type: ignore[union-attr]
+                if len(tied) > self.max_rows:
+                    job._fail(
+                        ValueError(
+                            f"{len(tied)} rows share attention and need one batch, but "
+                            f"max_rows={self.max_rows}; raise it or edit fewer targets at once"
+                        )
+                    )
+                    break
+                if filled + len(tied) > self.max_rows:
+                    batches.append([])
+                    filled = 0
+                if batches[-1] and batches[-1][-1][0] is job:
+                    batches[-1][-1][1].extend(tied)
+                else:
+                    batches[-1].append((job, list(tied)))
+                filled += len(tied)
+        return batches
+
+    def _answer(self, batch: list[tuple[Job, list[int]]]) -> None:  # type: ignore[type-arg]
+        if not batch:
+            return
+        pieces = [_piece(job._wanted, rows) for job, rows in batch]  # type: ignore[arg-type]
+        query = pieces[0] if len(pieces) == 1 else type(pieces[0]).cat(pieces)  # type: ignore[arg-type]
+        try:
+            answer = self.denoiser.answer(query)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0][0]._fail(error)
+            else:  # whose fault it is shows when each is asked alone
+                for part in batch:
+                    self._answer([part])
+            return
+        start = 0
+        for job, rows in batch:
+            share = torch.arange(start, start + len(rows))
+            start += len(rows)
+            job._parts.append((rows, answer.owned() if len(batch) == 1 else answer.select(share)))
+            job.rows_asked += len(rows)
+            self._deliver(job)
+
+    def _deliver(self, job: Job) -> None:  # type: ignore[type-arg]
+        """Hand over the answer once all its rows are there, in the order they were asked."""
+        order = [row for rows, _ in job._parts for row in rows]
+        if len(order) < job._wanted.rows:  # type: ignore[union-attr]
+            return
+        answers = [answer for _, answer in job._parts]
+        whole = answers[0] if len(answers) == 1 else type(answers[0]).cat(answers)  # type: ignore[arg-type]
+        if order != sorted(order):
+            whole = whole.select(torch.tensor(order).argsort())
+        job._advance(lambda: job.algorithm.send(whole))
+
+
+def drive(
+    algorithm: Algorithm[Result],
+    denoiser: Denoiser,
+    *,
+    name: str = "job",
+    method: str = "",
+    listener: Listener | None = None,
+    max_rows: int | None = None,
+) -> Result:
+    """Run one algorithm to its end and return its result. Raises what it raises."""
+    job = Job(algorithm, name, method, listener)
+    driver = Driver(denoiser, max_rows=max_rows)
+    driver.add(job)
+    driver.run()
+    return job.result()
+
+
+def drive_many(
+    algorithms: Sequence[Algorithm[Result]], denoiser: Denoiser, *, max_rows: int | None = None
+) -> list[Job[Result]]:
+    """Run many algorithms together, sharing UNet batches; one's error never reaches another.
+
+    Returns the ended jobs in the order given; `job.result()` is the result or raises the job's
+    error.
+    """
+    jobs = [Job(algorithm, f"job {index}") for index, algorithm in enumerate(algorithms)]
+    driver = Driver(denoiser, max_rows=max_rows)
+    for job in jobs:
+        driver.add(job)
+    driver.run()
+    return jobs
+
+
+def _piece(query: Query, rows: list[int]) -> Query:
+    if rows == list(range(query.rows)):
+        return query
+    return query.select(torch.tensor(rows))

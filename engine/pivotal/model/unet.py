@@ -1,0 +1,175 @@
+"""The one file that knows diffusers' UNet internals: attention with routes inside
+UNet2DConditionModel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from pivotal.attention_routes import AttentionRoutes
+from pivotal_kernels.routed_attention import routed_attention
+
+AttentionImpl = Literal["auto", "reference", "sdpa"]
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """Where an attention layer sits. Its index among its kind is its row in `AttentionRoutes`."""
+
+    name: str  # the module's path in diffusers
+    kind: Literal["self", "cross"]
+    index: int
+    downscale: int  # its maps have the latents' side divided by this
+
+
+class RoutedUNet(nn.Module):
+    """A UNet2DConditionModel whose every attention layer can follow `AttentionRoutes`.
+
+    word_map_downscale: cross-attention layers at this fraction of the latents' side report word
+    maps, averaged over layers and heads.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, *, word_map_downscale: int, impl: AttentionImpl = "auto"
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.layers = _attention_layers(unet)
+        self.word_map_downscale = word_map_downscale
+        sources = {
+            layer.name
+            for layer in self.layers
+            if layer.kind == "cross" and layer.downscale == word_map_downscale
+        }
+        if not sources:
+            found = sorted({layer.downscale for layer in self.layers if layer.kind == "cross"})
+            raise ValueError(
+                f"word_map_downscale={word_map_downscale} has no cross-attention; "
+                f"this UNet has it at {found}"
+            )
+        for layer in self.layers:
+            processor = _RoutedProcessor(layer, reports=layer.name in sources, impl=impl)
+            unet.get_submodule(layer.name).set_processor(processor)
+
+    @property
+    def self_layers(self) -> tuple[AttentionLayer, ...]:
+        return tuple(layer for layer in self.layers if layer.kind == "self")
+
+    @property
+    def cross_layers(self) -> tuple[AttentionLayer, ...]:
+        return tuple(layer for layer in self.layers if layer.kind == "cross")
+
+    def forward(
+        self,
+        latents: Tensor,  # [B, C, h, w], the network's dtype
+        timesteps: Tensor,  # [B] float32
+        hidden_states: Tensor,  # [B, L, D]
+        pooled: Tensor | None = None,  # [B, P]
+        time_ids: Tensor | None = None,  # [B, 6]
+        routes: AttentionRoutes | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network's prediction [B, C, h, w], and word maps [B, K, mh, mw] where there are
+        routes.
+        """
+        attention: dict[str, Any] = {}
+        reported: list[Tensor] = []
+        if routes is not None:
+            attention = {"routes": routes, "reported": reported}
+        added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
+        prediction = self.unet(
+            latents,
+            timesteps,
+            encoder_hidden_states=hidden_states,
+            cross_attention_kwargs=attention,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        if routes is None:
+            return prediction, None
+        maps = torch.stack(reported).float().mean(dim=0)  # [B, N, K]
+        height, width = (-(-side // self.word_map_downscale) for side in latents.shape[-2:])
+        return prediction, maps.transpose(1, 2).unflatten(-1, (height, width))
+
+
+class _RoutedProcessor:
+    """Attention of one layer, as diffusers' AttnProcessor2_0 computes it, with routes."""
+
+    def __init__(self, layer: AttentionLayer, *, reports: bool, impl: AttentionImpl) -> None:
+        self.layer = layer
+        self.reports = reports
+        self.impl = impl
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,  # [B, N, C]
+        encoder_hidden_states: Tensor | None = None,  # [B, L, D]
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        routes: AttentionRoutes | None = None,
+        reported: list[Tensor] | None = None,
+    ) -> Tensor:
+        memory = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, H, N or L, d]
+            for projected in (attn.to_q(hidden_states), attn.to_k(memory), attn.to_v(memory))
+        )
+        index = self.layer.index
+        if routes is None:
+            out = scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        elif self.layer.kind == "self":
+            out = scaled_dot_product_attention(
+                query[routes.self_queries[index]],
+                key[routes.self_keys[index]],
+                value[routes.self_values[index]],
+                scale=attn.scale,
+            )
+        else:
+            gate = routes.cross_gate[index]
+            out, maps = routed_attention(
+                query,
+                key,
+                value,
+                routes.donors,
+                gate[:, None, None] * routes.mix,
+                1 + gate[:, None] * (routes.keep - 1),
+                routes.words if self.reports else None,
+                scale=attn.scale,
+                impl=self.impl,
+            )
+            if maps is not None and reported is not None:
+                reported.append(maps)
+        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+
+
+def _attention_layers(unet: UNet2DConditionModel) -> tuple[AttentionLayer, ...]:
+    """All attention layers in the order the UNet runs them: down, middle, up.
+
+    Raises ValueError for attention of a kind that routes do not reach; it would ignore an edit
+    silently.
+    """
+    last = len(unet.down_blocks) - 1
+    blocks = [(f"down_blocks.{i}", 2**i) for i in range(last + 1)]
+    if unet.mid_block is not None:
+        blocks.append(("mid_block", 2**last))
+    blocks += [(f"up_blocks.{i}", 2 ** (last - i)) for i in range(last + 1)]
+    layers: list[AttentionLayer] = []
+    counts = {"self": 0, "cross": 0}
+    for block, downscale in blocks:
+        for path, module in unet.get_submodule(block).named_modules():
+            if not hasattr(module, "set_processor"):
+                continue
+            name = f"{block}.{path}"
+            plain = not (module.group_norm or module.spatial_norm or module.norm_cross)
+            if not plain or module.residual_connection or module.rescale_output_factor != 1:
+                raise ValueError(f"{name} is attention of a kind that routes do not reach")
+            kind: Literal["self", "cross"] = "cross" if module.is_cross_attention else "self"
+            layers.append(AttentionLayer(name, kind, counts[kind], downscale))
+            counts[kind] += 1
+    return tuple(layers)
