@@ -1,0 +1,44 @@
+"""Classifier-free guidance as a question: both predictions in one UNet batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pivotal.attention_routes import AttentionRoutes
+from pivotal.query import Algorithm, Conditioning, Denoise, Noise
+from pivotal.schedule import NoiseLevel
+
+from .steps import guide
+
+
+def guided_noise(
+    latents: Tensor,
+    level: NoiseLevel,
+    conditioning: Conditioning,
+    null: Conditioning,
+    guidance_scale: float,
+    routes: AttentionRoutes | None = None,
+    *,
+    timestep: float | None = None,
+) -> Algorithm[Noise]:
+    """eps_w and x0_w for R rows of latents [R, C, h, w] at `level`, asked as 2R rows, unconditional
+    first.
+
+    routes of R rows act on the conditional ones alone, as Prompt-to-Prompt's do; of 2R rows on all.
+    At guidance 1 the unconditional rows cancel out and are not asked for.
+    """
+    rows = latents.shape[0]
+    if guidance_scale == 1 and (routes is None or routes.rows == rows):
+        return (yield from Denoise.at(latents, level, conditioning, routes, timestep=timestep))
+    if routes is not None and routes.rows == rows:
+        routes = AttentionRoutes.cat([routes.identity_like(rows), routes])
+    noise = yield from Denoise.at(
+        torch.cat([latents, latents]),
+        level,
+        Conditioning.cat([null, conditioning]),
+        routes,
+        timestep=timestep,
+    )
+    first = torch.arange(rows)
+    return guide(noise.select(first), noise.select(first + rows), guidance_scale)
