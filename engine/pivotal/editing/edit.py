@@ -1,0 +1,83 @@
+"""The wish: what should change between a source prompt and a target prompt, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from .alignment import KINDS, Kind
+
+Window = float | tuple[float, float]
+"""Fractions of the steps, noisiest first: (from, to), or the end alone."""
+
+DEFAULT = "default"
+"""The key of all words that a mapping of windows does not name."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A Prompt-to-Prompt edit of one target. Defaults are the paper's implementation's.
+
+    kind: "auto" chooses swap or refinement from the prompts. cross_replace_steps: when target
+    tokens take the source's cross-attention; a mapping gives words windows of their own.
+    self_replace_steps: when self-attention is the source's, in layers of at most half the latents'
+    side. weights: factors on the attention of target words, also negative. blend: words whose
+    attention bounds the change (LocalBlend), "auto" for those that differ, () for none; names may
+    be of either prompt. subtract: words whose region is left out of it. mask: [H, W] bool, where
+    the picture may change.
+    """
+
+    target: str
+    kind: Literal["auto"] | Kind = "auto"
+    cross_replace_steps: Window | Mapping[str, Window] = 0.8
+    self_replace_steps: Window = 0.4
+    weights: Mapping[str, float] = field(default_factory=dict)
+    blend: Literal["auto"] | tuple[str, ...] = ()
+    subtract: tuple[str, ...] = ()
+    blend_threshold: float = 0.3
+    subtract_threshold: float = 0.3
+    blend_start: float = 0.2
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("auto", *KINDS):
+            raise ValueError(
+                f"kind={self.kind!r} is unknown; accepted are auto, {', '.join(KINDS)}"
+            )
+        windows = self.cross_replace_steps
+        for window in windows.values() if isinstance(windows, Mapping) else (windows,):
+            bounds(window)
+        bounds(self.self_replace_steps)
+        for name in ("blend_threshold", "subtract_threshold", "blend_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}; a fraction from 0 to 1 is expected"
+                )
+        if isinstance(self.blend, str) and self.blend != "auto":
+            raise ValueError(f"blend={self.blend!r}; give a tuple of words or 'auto'")
+        if self.subtract and not self.blend:
+            raise ValueError(
+                "subtract words take a region out of blend's; name words to blend as well"
+            )
+
+
+def bounds(window: Window) -> tuple[float, float]:
+    """(from, to) as fractions. Raises ValueError outside 0 <= from <= to <= 1."""
+    start, end = window if isinstance(window, tuple) else (0.0, window)
+    if not 0 <= start <= end <= 1:
+        raise ValueError(
+            f"window {window!r}; fractions of the steps, 0 <= from <= to <= 1, are expected"
+        )
+    return start, end
+
+
+def step_range(window: Window, steps: int) -> range:
+    """The steps inside a window; step 0 is the noisiest.
+
+    0.3 of 10 steps is 3 in spite of rounding.
+    """
+    start, end = bounds(window)
+    return range(int(start * steps + 1e-9), int(end * steps + 1e-9))

@@ -1,0 +1,137 @@
+"""Prompt-to-Prompt as a control: gives each step its routes, and blends latents after it.
+
+Hertz et al. 2022, "Prompt-to-Prompt Image Editing with Cross Attention Control" (arXiv:2208.01626).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pivotal.attention_routes import AttentionRoutes
+from pivotal.errors import EditWithoutEffectError
+from pivotal.tokens import Tokens
+
+from .blend import blend, latent_mask, word_mask
+from .edit import Edit
+from .routes import Layers, TargetPlan, injected, plan_target, routes_at, word_columns
+
+
+@dataclass(frozen=True)
+class Touched:
+    """How many layers and steps a control reached.
+
+    Zero of a control that was asked for is an error.
+    """
+
+    layers: int
+    steps: int
+
+
+class PromptToPrompt:
+    """The control of one replay of [source, targets..]; it holds the maps summed so far.
+
+    source, targets: tokens, one target for each edit. steps: of the schedule. Raises ValueError for
+    words that are not there, EditWithoutEffectError if an edit would touch no layer or no step.
+    """
+
+    def __init__(
+        self,
+        source: Tokens,
+        targets: Sequence[Tokens],
+        edits: Sequence[Edit],
+        steps: int,
+        layers: Layers,
+    ) -> None:
+        self.steps = steps
+        self.layers = layers
+        self.plans = [
+            plan_target(source, target, edit, steps)
+            for target, edit in zip(targets, edits, strict=True)
+        ]
+        self.columns = word_columns(self.plans)
+        self.maps: Tensor | None = None  # [1 + T, K, mh, mw], summed over the steps so far
+        self.masks: Tensor | None = None  # [T, h, w] bool, of the last blended step
+        for plan in self.plans:
+            _require_effect(plan, steps, layers)
+
+    def routes(self, step: int) -> AttentionRoutes:
+        return routes_at(step, self.plans, self.columns, self.layers)
+
+    def after_step(self, step: int, latents: Tensor, word_maps: Tensor | None) -> Tensor:
+        """Sum up the maps; from the blend's start on, put the source back outside the masks."""
+        if word_maps is None:
+            raise EditWithoutEffectError("the network returned no word maps for a routed step")
+        self.maps = word_maps if self.maps is None else self.maps + word_maps
+        size = (latents.shape[-2], latents.shape[-1])
+        masks = [
+            self._mask(index, plan, step, self.maps, size) for index, plan in enumerate(self.plans)
+        ]
+        if all(mask is None for mask in masks):
+            return latents
+        everywhere = torch.ones(size, dtype=torch.bool, device=latents.device)
+        self.masks = torch.stack([everywhere if mask is None else mask for mask in masks])
+        return blend(latents, self.masks)
+
+    def heat_maps(self, target: int) -> dict[str, Tensor]:
+        """The attention of a target's edited words, summed over the steps: word to [mh, mw]."""
+        if self.maps is None:
+            return {}
+        words = self.plans[target].heat_words
+        return {word.text: self.maps[1 + target, 2 + place] for place, word in enumerate(words)}
+
+    def touched(self, target: int) -> dict[str, Touched]:
+        """Layers and steps that each control of a target reaches: cross, self, blend, mask."""
+        plan, edit = self.plans[target], self.plans[target].edit
+        cross_steps = int(plan.windows.any(dim=1).sum())
+        self_layers = len(injected(self.layers))
+        blend_steps = self.steps - int(edit.blend_start * self.steps + 1e-9)
+        reached = {
+            "cross": Touched(len(self.layers.cross_downscales) if cross_steps else 0, cross_steps),
+            "self": Touched(self_layers if plan.self_steps else 0, len(plan.self_steps)),
+        }
+        if plan.blend_columns[0].any():
+            reached["blend"] = Touched(1, blend_steps)
+        if edit.mask is not None:
+            reached["mask"] = Touched(1, self.steps)
+        return reached
+
+    def _mask(
+        self, index: int, plan: TargetPlan, step: int, maps: Tensor, size: tuple[int, int]
+    ) -> Tensor | None:
+        """Where a target may change after this step: [h, w] bool, or None for everywhere."""
+        edit = plan.edit
+        mask = None
+        if edit.mask is not None:
+            mask = latent_mask(edit.mask.to(maps.device), size)
+        if plan.blend_columns[0].any() and step >= int(edit.blend_start * self.steps + 1e-9):
+            # The source's region joins the target's, in what is blended and in what is subtracted.
+            pairs = [
+                torch.stack([maps[0, 2 * index + use], maps[1 + index, use]]) for use in range(2)
+            ]
+            region = word_mask(pairs[0], size, edit.blend_threshold, pool=True).any(dim=0)
+            spared = word_mask(pairs[1], size, edit.subtract_threshold, pool=False).any(dim=0)
+            region = region & ~spared
+            mask = region if mask is None else mask & region
+        return mask
+
+
+def _require_effect(plan: TargetPlan, steps: int, layers: Layers) -> None:
+    """Refuse, before anything runs, an edit that would silently do nothing."""
+    crossed = bool(plan.windows.any()) and len(layers.cross_downscales) > 0
+    injects = len(plan.self_steps) > 0 and len(injected(layers)) > 0
+    target = plan.edit.target
+    if not crossed and not injects:
+        raise EditWithoutEffectError(
+            f"the edit to {target!r} touches no layer at any of {steps} steps; widen "
+            "cross_replace_steps or self_replace_steps"
+        )
+    if plan.edit.weights and not plan.windows[:, plan.weights != 1].any():
+        raise EditWithoutEffectError(
+            f"the weights of the edit to {target!r} act at no step; widen cross_replace_steps"
+        )
+    if plan.edit.mask is not None and not plan.edit.mask.any():
+        raise EditWithoutEffectError(f"the mask of the edit to {target!r} lets nothing change")
