@@ -50,6 +50,9 @@ def routed_attention(
 
     Raises ValueError for shapes that do not fit or an unknown impl.
     """
+    for name, tensor in (("query", query), ("key", key)):
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; four dimensions are expected")
     rows, _, _, width = query.shape
     length = key.shape[2]
     expected = {

@@ -1,0 +1,131 @@
+"""What tests of ops share: input factories, and the oracle that says how wrong a kernel may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RoutedInputs:
+    """Arguments of `routed_attention`; shapes as there."""
+
+    query: Tensor  # [B, H, N, D]
+    key: Tensor  # [B, H, L, D]
+    value: Tensor  # [B, H, L, D]
+    donors: Tensor  # [B] int64
+    mix: Tensor  # [B, L, L] float32, or float64 after `double`
+    keep: Tensor  # [B, L] likewise
+    words: Tensor | None  # [B, L, K] likewise
+
+    def arguments(self) -> dict[str, Tensor | None]:
+        """By name, for `routed_attention(**inputs.arguments())`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def double(self) -> RoutedInputs:
+        """The same numbers in float64: what the oracle computes its exact answer from."""
+        return RoutedInputs(
+            self.query.double(),
+            self.key.double(),
+            self.value.double(),
+            self.donors,
+            self.mix.double(),
+            self.keep.double(),
+            None if self.words is None else self.words.double(),
+        )
+
+    def strided(self) -> RoutedInputs:
+        """The same numbers with no floating tensor contiguous, as projections and slices leave
+        them.
+        """
+        return replace(
+            self,
+            query=_heads_inside(self.query),
+            key=_heads_inside(self.key),
+            value=_heads_inside(self.value),
+            mix=self.mix.transpose(1, 2).contiguous().transpose(1, 2),
+            keep=torch.stack([self.keep, self.keep], dim=-1)[..., 0],
+            words=None if self.words is None else torch.cat([self.words] * 2, -1).chunk(2, -1)[1],
+        )
+
+
+def routed_attention_inputs(
+    generator: torch.Generator,
+    *,
+    rows: int = 4,
+    heads: int = 2,
+    queries: int = 63,
+    length: int = 77,
+    width: int = 40,
+    columns: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    identity: bool = False,
+) -> RoutedInputs:
+    """Random inputs as a Prompt-to-Prompt edit makes them: donors permuted, a mapper with split and
+    merged words, weights up to 2 and below 0, some tokens with their own attention.
+
+    identity: routes that change nothing instead. columns: word columns, None for no words.
+    """
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    donors = torch.randperm(rows, generator=generator)
+    share = torch.rand(rows, 1, length, generator=generator).round(decimals=1)
+    gather = torch.randint(length, (rows, length), generator=generator)
+    mapper = torch.nn.functional.one_hot(gather, length).transpose(1, 2).float()
+    weights = 3 * torch.rand(rows, length, generator=generator) - 1
+    mix = mapper * share * weights[:, None]
+    keep = weights * (1 - share[:, 0])
+    if identity:
+        donors, mix, keep = torch.arange(rows), torch.zeros_like(mix), torch.ones_like(keep)
+    words = None
+    if columns is not None:
+        words = (torch.rand(rows, length, columns, generator=generator) < 0.3).float()
+    return RoutedInputs(
+        query=normal(rows, heads, queries, width).to(dtype),
+        key=normal(rows, heads, length, width).to(dtype),
+        value=normal(rows, heads, length, width).to(dtype),
+        donors=donors,
+        mix=mix,
+        keep=keep,
+        words=words,
+    )
+
+
+def assert_as_exact(actual: Tensor, plain: Tensor, exact: Tensor, name: str = "result") -> None:
+    """The oracle: a kernel's error against float64 is at most twice that of plain PyTorch.
+
+    actual: the kernel's; plain: the obvious eager code's in the same dtype; exact: float64. Judged
+    by root mean square and by the largest error. Some roundings of exact itself are allowed
+    besides: plain PyTorch may happen to be exact, and the largest of few entries is down to luck.
+    Raises AssertionError.
+    """
+    if actual.dtype != plain.dtype or actual.shape != exact.shape:
+        raise AssertionError(
+            f"{name}: {actual.dtype} {list(actual.shape)}, where {plain.dtype} "
+            f"{list(exact.shape)} is expected"
+        )
+    eps = torch.finfo(actual.dtype).eps
+    for measure, size, roundings in (("root mean square", _rms, 0.5), ("largest", _largest, 2)):
+        error = size(actual.double() - exact)
+        allowed = 2 * size(plain.double() - exact) + roundings * eps * size(exact)
+        if not error <= allowed:  # also where error is NaN
+            raise AssertionError(
+                f"{name}: {measure} error {error:.3g} against float64; {allowed:.3g} is allowed"
+            )
+
+
+def _rms(tensor: Tensor) -> float:
+    return tensor.square().mean().sqrt().item()
+
+
+def _largest(tensor: Tensor) -> float:
+    return tensor.abs().max().item()
+
+
+def _heads_inside(tensor: Tensor) -> Tensor:
+    """[B, H, N, D] in memory laid out as [B, N, H, D], as linear projections give it."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
