@@ -4,9 +4,10 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol
+from typing import Generic, NamedTuple, Protocol
 
 import torch
 
@@ -60,6 +61,7 @@ class Job(Generic[Result]):
     error: BaseException | None = None
     _value: Result | None = None
     _wanted: Query | None = None
+    _asked: int = 0  # questions so far; tells a question from a second one that is the same object
     _cancelled: bool = False
     _parts: list[tuple[list[int], Answer]] = field(default_factory=list)
 
@@ -87,11 +89,14 @@ class Job(Generic[Result]):
                 if self.listener is not None:
                     self.listener(asked)
                 asked = next(self.algorithm)
+            if not isinstance(asked, Query):
+                raise TypeError(f"{self.name} yielded {type(asked).__name__}, which is not a query")
             self._wanted, self._parts = asked, []
+            self._asked += 1
         except StopIteration as stop:
             self.done, self._value, self._wanted = True, stop.value, None
         except Exception as error:
-            self.done, self.error, self._wanted = True, error, None
+            self._close(error)
 
     def _fail(self, error: Exception) -> None:
         """Throw a backend's error into the generator that asked, saying where it happened."""
@@ -106,8 +111,32 @@ class Job(Generic[Result]):
         self._advance(lambda: self.algorithm.throw(error))
 
     def _close(self, error: BaseException) -> None:
-        self.algorithm.close()
+        """End the generator; what its clean-up raises stays with this job."""
+        try:
+            self.algorithm.close()
+        except Exception as failure:
+            error.add_note(f"and while closing {self.name}: {failure!r}")
         self.done, self.error, self._wanted = True, error, None
+
+
+class _Share(NamedTuple):
+    """Some rows of a job's open question, on their way to a batch."""
+
+    job: Job  # type: ignore[type-arg]
+    rows: list[int]
+    question: int
+
+    @property
+    def open(self) -> bool:
+        job = self.job
+        return not (job.done or job._cancelled) and job._asked == self.question
+
+    def piece(self) -> Query:
+        query = self.job._wanted
+        assert query is not None
+        if self.rows == list(range(query.rows)):
+            return query
+        return query.select(torch.tensor(self.rows))
 
 
 class Driver:
@@ -127,25 +156,20 @@ class Driver:
 
     def add(self, job: Job[Result]) -> Job[Result]:
         """Start a job: it runs up to its first query."""
-        with torch.no_grad():
+        self.live.append(job)
+        with self._closing_all_on_interruption(), torch.no_grad():
             job._advance(lambda: next(job.algorithm))
-        if not job.done:
-            self.live.append(job)
+        if job.done:
+            self.live.remove(job)
         return job
 
     def turn(self) -> None:
         """Answer every open question once, in as few UNet batches as `max_rows` allows."""
-        with torch.no_grad():
-            try:
-                for job in self.live:
-                    if job._cancelled:
-                        job._close(Cancelled(f"{job.name} was cancelled"))
-                self._answer_all()
-            except BaseException as interruption:
-                for job in self.live:
-                    if not job.done:
-                        job._close(interruption)
-                raise
+        with self._closing_all_on_interruption(), torch.no_grad():
+            for job in self.live:
+                if job._cancelled:
+                    job._close(Cancelled(f"{job.name} was cancelled"))
+            self._answer_all()
         self.live = [job for job in self.live if not job.done]
 
     def run(self) -> None:
@@ -153,64 +177,87 @@ class Driver:
         while self.live:
             self.turn()
 
+    @contextmanager
+    def _closing_all_on_interruption(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as interruption:
+            for job in self.live:
+                if not job.done:
+                    job._close(interruption)
+            raise
+
     def _answer_all(self) -> None:
         groups: dict[Hashable, list[Job]] = {}  # type: ignore[type-arg]
         for job in self.live:
             if job._wanted is not None:
                 groups.setdefault(job._wanted.batch_key(), []).append(job)
         for jobs in groups.values():
-            asked = {id(job): job._wanted for job in jobs}
             for batch in self._batches(jobs):
-                self._answer([(job, rows) for job, rows in batch if job._wanted is asked[id(job)]])
+                self._answer(batch)
 
-    def _batches(self, jobs: Sequence[Job]) -> list[list[tuple[Job, list[int]]]]:  # type: ignore[type-arg]
+    def _batches(self, jobs: Sequence[Job]) -> list[list[_Share]]:  # type: ignore[type-arg]
         """Pack rows, tied ones together, into batches of at most `max_rows`."""
-        batches: list[list[tuple[Job, list[int]]]] = [[]]  # type: ignore[type-arg]
+        batches: list[list[_Share]] = [[]]
         filled = 0
         for job in jobs:
-            if self.max_rows is None:
-                batches[-1].append((job, list(range(job._wanted.rows))))  # type: ignore[union-attr]
-                continue
-            for tied in job._wanted.ties():  # type: ignore[union-attr]
-                if len(tied) > self.max_rows:
-                    job._fail(
-                        ValueError(
-                            f"{len(tied)} rows share attention and need one batch, but "
-                            f"max_rows={self.max_rows}; raise it or edit fewer targets at once"
-                        )
-                    )
-                    break
-                if filled + len(tied) > self.max_rows:
+            for tied in self._tied_rows(job):
+                if self.max_rows is not None and filled + len(tied) > self.max_rows:
                     batches.append([])
                     filled = 0
-                if batches[-1] and batches[-1][-1][0] is job:
-                    batches[-1][-1][1].extend(tied)
+                if batches[-1] and batches[-1][-1].job is job:
+                    batches[-1][-1].rows.extend(tied)
                 else:
-                    batches[-1].append((job, list(tied)))
+                    batches[-1].append(_Share(job, list(tied), job._asked))
                 filled += len(tied)
         return batches
 
-    def _answer(self, batch: list[tuple[Job, list[int]]]) -> None:  # type: ignore[type-arg]
-        if not batch:
-            return
-        pieces = [_piece(job._wanted, rows) for job, rows in batch]  # type: ignore[arg-type]
-        query = pieces[0] if len(pieces) == 1 else type(pieces[0]).cat(pieces)  # type: ignore[arg-type]
+    def _tied_rows(self, job: Job) -> list[list[int]]:  # type: ignore[type-arg]
+        """Rows that need one batch, each group within `max_rows`, or the job's error."""
+        query = job._wanted
+        assert query is not None
+        if self.max_rows is None:
+            return [list(range(query.rows))]
         try:
-            answer = self.denoiser.answer(query)
+            ties = query.ties()
+            most = max(map(len, ties), default=0)
+            if most > self.max_rows:
+                raise ValueError(
+                    f"{most} rows share attention and need one batch, but "
+                    f"max_rows={self.max_rows}; raise it or edit fewer targets at once"
+                )
         except Exception as error:
-            if len(batch) == 1:
-                batch[0][0]._fail(error)
-            else:  # whose fault it is shows when each is asked alone
-                for part in batch:
-                    self._answer([part])
+            job._fail(error)
+            return []
+        return ties
+
+    def _answer(self, batch: list[_Share]) -> None:
+        shares = [share for share in batch if share.open]
+        if not shares:
             return
-        start = 0
-        for job, rows in batch:
-            share = torch.arange(start, start + len(rows))
-            start += len(rows)
-            job._parts.append((rows, answer.owned() if len(batch) == 1 else answer.select(share)))
-            job.rows_asked += len(rows)
-            self._deliver(job)
+        answers: list[Answer] = []
+        try:
+            pieces = [share.piece() for share in shares]
+            if len(pieces) == 1:
+                answers.append(self.denoiser.answer(pieces[0]).owned())
+            else:
+                joined = self.denoiser.answer(type(pieces[0]).cat(pieces))  # type: ignore[arg-type]
+                start = 0
+                for piece in pieces:
+                    answers.append(joined.select(torch.arange(start, start + piece.rows)))
+                    start += piece.rows
+        except Exception as error:
+            if len(shares) == 1:
+                shares[0].job._fail(error)
+            else:  # whose fault it is shows when each is asked alone
+                for share in shares:
+                    self._answer([share])
+            return
+        for share, piece, answer in zip(shares, pieces, answers, strict=True):
+            own = piece.without_company(answer)  # type: ignore[arg-type]
+            share.job._parts.append((share.rows, own))
+            share.job.rows_asked += len(share.rows)
+            self._deliver(share.job)
 
     def _deliver(self, job: Job) -> None:  # type: ignore[type-arg]
         """Hand over the answer once all its rows are there, in the order they were asked."""
@@ -255,9 +302,3 @@ def drive_many(
         driver.add(job)
     driver.run()
     return jobs
-
-
-def _piece(query: Query, rows: list[int]) -> Query:
-    if rows == list(range(query.rows)):
-        return query
-    return query.select(torch.tensor(rows))

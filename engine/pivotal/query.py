@@ -149,6 +149,10 @@ class _Query(_Rows):
         """Rows that must stay in one batch, as groups; each row is its own unless routes tie it."""
         return [[row] for row in range(self.rows)]
 
+    def without_company(self, answer: Any) -> Any:
+        """An answer to these rows less what other rows of their batch made the denoiser add."""
+        return answer
+
 
 @dataclass(frozen=True)
 class Denoise(_Query):
@@ -181,6 +185,13 @@ class Denoise(_Query):
 
     def ties(self) -> list[list[int]]:
         return super().ties() if self.routes is None else self.routes.ties()
+
+    def without_company(self, answer: Noise) -> Noise:
+        """Word maps of this query's own columns; none without routes."""
+        if answer.word_maps is None:
+            return answer
+        own = None if self.routes is None else answer.word_maps[:, : self.routes.columns]
+        return replace(answer, word_maps=own)
 
     def select(self, rows: Tensor) -> Denoise:
         if self.routes is None:
@@ -249,7 +260,7 @@ class LossGradient(_Query):
         return answer
 
     def batch_key(self) -> Hashable:
-        return (super().batch_key(), self.loss, self.through_unet)
+        return (super().batch_key(), id(self.loss), self.through_unet)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,22 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
 
-# What diffusers' scheduler classes assume where their config file is silent and they differ.
+# What diffusers' scheduler classes assume where their config file is silent. Those not named end at
+# sigma 0 and space their timesteps linearly.
+_SILENT: dict[str, Any] = {
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "set_alpha_to_one": True,
+    "timestep_spacing": "linspace",
+}
+_SD_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012}
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": {"set_alpha_to_one": True, "timestep_spacing": "leading"},
-    "PNDMScheduler": {"set_alpha_to_one": False, "timestep_spacing": "leading"},
+    "DDIMScheduler": {"timestep_spacing": "leading"},
+    "DDPMScheduler": {"timestep_spacing": "leading"},
+    "PNDMScheduler": {"timestep_spacing": "leading", "set_alpha_to_one": False},
+    "HeunDiscreteScheduler": _SD_BETAS,
+    "LCMScheduler": _SD_BETAS | {"timestep_spacing": "leading", "beta_schedule": "scaled_linear"},
 }
 
 
@@ -44,6 +56,11 @@ class ScheduleConfig:
         _one_of("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
         _one_of("prediction_type", self.prediction_type, PREDICTION_TYPES)
         _one_of("timestep_spacing", self.timestep_spacing, SPACINGS)
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ValueError(
+                f"{len(self.trained_betas)} trained_betas for num_train_timesteps="
+                f"{self.num_train_timesteps}; one for each is expected"
+            )
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "rescale_betas_zero_snr with prediction_type 'epsilon' leaves x0 undefined at the "
@@ -53,7 +70,8 @@ class ScheduleConfig:
     @staticmethod
     def from_diffusers(config: Mapping[str, Any]) -> ScheduleConfig:
         """Read a `scheduler_config.json`, whatever class it names."""
-        known = dict(_CLASS_DEFAULTS.get(str(config.get("_class_name")), {}))
+        name = str(config.get("_class_name", "DDIMScheduler"))
+        known = _SILENT | _CLASS_DEFAULTS.get(name, {})
         known.update({k: v for k, v in config.items() if v is not None})
         if known.get("trained_betas") is not None:
             known["trained_betas"] = tuple(float(beta) for beta in known["trained_betas"])
@@ -78,7 +96,8 @@ class NoiseLevel:
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """alpha_bar at every training timestep, float64, and between them (log-sigma linear)."""
+    """alpha_bar at every training timestep, float64, and between them (log-sigma linear; next to
+    zero terminal SNR linear in sqrt(alpha_bar))."""
 
     config: ScheduleConfig
     alpha_bars: Tensor = field(init=False, repr=False, compare=False)  # [T] float64
@@ -96,9 +115,11 @@ class NoiseLevels:
         below = clamped.floor().long()
         above = clamped.ceil().long()
         part = clamped - below
-        # At an integer no interpolation is done: log sigma is infinite at zero terminal SNR.
         log_sigma = torch.lerp(_log_sigma(table[below]), _log_sigma(table[above]), part)
         between = torch.sigmoid(-2 * log_sigma)  # 1 / (1 + sigma^2)
+        # Log sigma is infinite at zero terminal SNR; there the signal's share falls linearly.
+        to_zero = table[below] * (1 - part).square()
+        between = torch.where(table[above] == 0, to_zero, between)
         return torch.where(below == above, table[below], between)
 
     def schedule(self, num_inference_steps: int) -> Schedule:
@@ -180,8 +201,8 @@ def _timesteps(config: ScheduleConfig, steps: int) -> list[int]:
         ratio = total // steps
         timesteps = [index * ratio + config.steps_offset for index in range(steps)]
     elif config.timestep_spacing == "linspace":
-        spread = torch.linspace(0, total - 1, steps, dtype=torch.float64)
-        timesteps = [round(value) for value in spread.tolist()]
+        stride = (total - 1) / max(steps - 1, 1)
+        timesteps = [round(index * stride) for index in range(steps)]
     else:  # trailing
         timesteps = sorted(round(total - index * total / steps) - 1 for index in range(steps))
     if timesteps[-1] > total - 1:
