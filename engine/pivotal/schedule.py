@@ -204,7 +204,8 @@ def _timesteps(config: ScheduleConfig, steps: int) -> list[int]:
         stride = (total - 1) / max(steps - 1, 1)
         timesteps = [round(index * stride) for index in range(steps)]
     else:  # trailing
-        timesteps = sorted(round(total - index * total / steps) - 1 for index in range(steps))
+        stride = total - (total - total / steps)  # as numpy.arange rounds it; ties depend on it
+        timesteps = [round(total - index * stride) - 1 for index in reversed(range(steps))]
     if timesteps[-1] > total - 1:
         raise ValueError(
             f"steps={steps} with steps_offset={config.steps_offset} asks for timestep "
