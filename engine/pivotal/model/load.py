@@ -1,0 +1,184 @@
+"""A model by name, folder, or hub id, ready to run."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from pivotal.errors import ModelError
+from pivotal.model.autoencoder import Autoencoder
+from pivotal.model.families import FAMILIES, Family, family_named
+from pivotal.model.folder import PICKLES, open_folder
+from pivotal.model.hub import fetch
+from pivotal.model.parts import Parts, folder_parts, random_parts
+from pivotal.model.text import TextEncoder
+from pivotal.model.unet import RoutedUNet
+from pivotal.schedule import NoiseLevels, ScheduleConfig
+
+logger = logging.getLogger(__name__)
+
+BUNDLED = ("shapes",)
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+_RANDOM = re.compile(r"random:([^:]*)(?::(\d{1,18}))?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_URL = re.compile(r"[A-Za-z][\w+.-]*://")
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that inverting and editing need of a checkpoint. Networks are frozen and in eval mode."""
+
+    name: str  # the source it was loaded from
+    family: Family
+    unet: RoutedUNet
+    levels: NoiseLevels
+    text: TextEncoder
+    autoencoder: Autoencoder
+    fingerprint: str  # 64 hexadecimal digits; 16 are enough to show
+    device: torch.device
+    dtype: torch.dtype  # the UNet's and the text encoders'; the autoencoder's is float32
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """The pixels (height, width) that this checkpoint was trained for."""
+        return self.text.default_size
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    family: str | Family | None = None,
+) -> Model:
+    """Load a model.
+
+    source: "shapes" (bundled), "random:<family>[:<seed>]" (the true architecture with random
+    weights), a folder in diffusers' layout, or a hub id "owner/name". Safetensors only.
+    dtype: of the UNet and the text encoders; the autoencoder runs in float32.
+    variant: which weight files, such as "fp16". revision: of a hub model.
+    family: for a model that no family is recognised by; a `Family` of one's own is accepted.
+
+    Raises ValueError for a wrong argument, ModelError for a model that can't be had or run.
+    """
+    name, place = str(source), (_device(device), _dtype(dtype))
+    known = family_named(family) if isinstance(family, str) else family
+    if name.startswith("random:"):
+        _refuse(name, variant=variant, revision=revision, family=family)
+        return _model(name, random_parts(*_random(name), *place), *place)
+    if _URL.match(name):
+        raise ValueError(f"{name!r} is a URL, and none is fetched; give a folder or a hub id")
+    if name in BUNDLED and not isinstance(source, Path):
+        _refuse(name, variant=variant, revision=revision)
+        root = Path(str(resources.files("pivotal") / "bundled" / name))
+    elif path := _existing(source):
+        _refuse(name, revision=revision)
+        root = _checked(path)
+    elif isinstance(source, Path) or not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"{name!r} does not exist; give {', '.join(map(repr, BUNDLED))}, 'random:<family>', a "
+            "model folder, or a hub id like 'owner/name'"
+        )
+    else:
+        root = fetch(name, revision=revision, variant=variant, local_files_only=local_files_only)
+    return _model(name, folder_parts(open_folder(root, variant), known, *place), *place)
+
+
+def _model(name: str, parts: Parts, device: torch.device, dtype: torch.dtype) -> Model:
+    family, autoencoder = parts.family, Autoencoder(parts.autoencoder)
+    size = _default_size(parts.unet.config.sample_size, autoencoder.scale, family)
+    text = TextEncoder(
+        parts.tokenizers, parts.text_encoders, default_size=size, zero_empty=parts.zero_empty
+    )
+    try:
+        levels = NoiseLevels(ScheduleConfig.from_diffusers(parts.scheduler))
+        unet = RoutedUNet(parts.unet, word_map_downscale=family.word_map_downscale)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{name} is of a kind that pivotal can't run: {error}") from error
+    unet.eval().requires_grad_(False)
+    logger.info("loaded %s: %s, %s on %s", name, family.title, dtype, device)
+    return Model(name, family, unet, levels, text, autoencoder, parts.fingerprint, device, dtype)
+
+
+def _default_size(latents: object, scale: int, family: Family) -> tuple[int, int]:
+    """Pixels, from the latents' size that the UNet's config names: a side, both, or none."""
+    if isinstance(latents, int):
+        return latents * scale, latents * scale
+    if isinstance(latents, list | tuple) and len(latents) == 2:
+        return latents[0] * scale, latents[1] * scale
+    return family.default_size
+
+
+def _random(name: str) -> tuple[Family, int]:
+    match = _RANDOM.fullmatch(name)
+    known = [key for key, family in FAMILIES.items() if family.architecture is not None]
+    if match is None or match[1] not in known:
+        raise ValueError(
+            f"{name!r} is unknown; accepted are {', '.join(f'random:{key}' for key in known)}, "
+            "each with a seed if wanted, as in random:sd1:7"
+        )
+    return FAMILIES[match[1]], int(match[2] or 0)
+
+
+def _existing(source: str | Path) -> Path | None:
+    try:
+        path = Path(source).expanduser()
+        return path if str(source) and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
+        return None
+
+
+def _checked(path: Path) -> Path:
+    if path.is_dir():
+        return path
+    if path.suffix in PICKLES:
+        raise ModelError(
+            f"{path} is pickled, which can run code when opened; use a safetensors copy in a "
+            "folder in diffusers' layout"
+        )
+    raise ModelError(
+        f"{path} is a single file; give the model as a folder in diffusers' layout "
+        "(diffusers' from_single_file and save_pretrained make one)"
+    )
+
+
+def _refuse(name: str, **given: object) -> None:
+    """Raise ValueError for arguments that mean nothing for this source."""
+    for argument, value in given.items():
+        if value is not None:
+            raise ValueError(f"{argument}={value!r} means nothing for {name!r}; leave it out")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        made = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} is unknown; give 'cpu', 'cuda' or 'cuda:0'") from error
+    if made.type == "cuda":
+        count = torch.cuda.device_count()
+        if (made.index or 0) >= count:
+            raise ValueError(f"device={str(device)!r} is absent: {count} CUDA devices are usable")
+    elif made.type != "cpu":
+        raise ValueError(f"device={str(device)!r} is not supported; give 'cpu' or 'cuda'")
+    return made
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"dtype={str(dtype)!r} is unknown; accepted are {', '.join(DTYPES)}")
+    return found

@@ -1,0 +1,108 @@
+"""Prompts to tokens: CLIP's byte-pair encoding, and a stand-in where there is no vocabulary."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pivotal.errors import ModelError
+from pivotal.tokens import Tokens
+
+Span = tuple[int, int]
+
+_LARGEST = 10**6  # transformers says 1e30 where a tokenizer's config names no limit
+_PIECE = 6  # characters a token of the stand-in
+_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
+
+
+class Tokenizer(Protocol):
+    """Turns a prompt into tokens. Nothing is ever truncated."""
+
+    @property
+    def max_length(self) -> int:
+        """L, what prompts are padded to."""
+        ...
+
+    def tokens(self, prompt: str) -> Tokens:
+        """Raises ValueError for a prompt that is longer than L with its start and end."""
+        ...
+
+
+class ClipTokenizer:
+    """CLIP's byte-level BPE with the vocabulary of a model folder.
+
+    limit: the text encoder's positions; the tokenizer's own limit counts too.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """Raises ModelError for a folder that holds no CLIP vocabulary."""
+        from transformers import CLIPTokenizer
+
+        whole = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+        if not whole and not (folder / "tokenizer.json").is_file():
+            raise ModelError(f"{folder} has no vocab.json with merges.txt, and no tokenizer.json")
+        try:
+            self._tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise ModelError(f"the tokenizer in {folder} can't be read: {error}") from error
+        own = int(self._tokenizer.model_max_length)
+        self.max_length = min(limit, own) if own < _LARGEST else limit
+
+    def tokens(self, prompt: str) -> Tokens:
+        encoded = self._tokenizer(
+            prompt, return_offsets_mapping=True, padding=False, truncation=False, verbose=False
+        )
+        spans = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+        ids = [int(token) for token in encoded["input_ids"]]
+        padding = int(self._tokenizer.pad_token_id)
+        return _padded(prompt, ids, [None, *spans[1:-1], None], padding, self.max_length)
+
+
+class StandInTokenizer:
+    """Stands in where a model with random weights has no vocabulary.
+
+    Words are split as CLIP splits them and cut into pieces of six characters; a piece's id is a
+    hash of it. The same text gives the same ids everywhere; spans are exact. It knows no language.
+    """
+
+    def __init__(self, vocabulary: int, max_length: int) -> None:
+        if vocabulary < 3:
+            raise ValueError(f"vocabulary={vocabulary}; start, end and one token are needed")
+        self.max_length = max_length
+        self._words = vocabulary - 2
+        self._start, self._end = vocabulary - 2, vocabulary - 1
+
+    def tokens(self, prompt: str) -> Tokens:
+        spans: list[Span | None] = []
+        for word in _WORDS.finditer(prompt):
+            start, end = word.span()
+            spans += [(at, min(at + _PIECE, end)) for at in range(start, end, _PIECE)]
+        ids = [self._hash(prompt[slice(*span)]) for span in spans if span is not None]
+        ids = [self._start, *ids, self._end]
+        return _padded(prompt, ids, [None, *spans, None], self._end, self.max_length)
+
+    def _hash(self, piece: str) -> int:
+        return zlib.crc32(piece.lower().encode()) % self._words
+
+
+def _padded(
+    prompt: str, ids: Sequence[int], spans: Sequence[Span | None], padding: int, length: int
+) -> Tokens:
+    """Raises ValueError where the prompt has no room; what would be lost is named."""
+    if len(ids) > length:
+        dropped = next(span for span in spans[length - 1 :] if span is not None)
+        word = dropped[0]
+        while word and not prompt[word - 1].isspace():  # the whole word, not from its middle
+            word -= 1
+        lost = " ".join(prompt[word:].split()[:3])
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens with its start and end, and the text encoder takes "
+            f"{length}: {lost[:60]!r} and what follows would be lost; shorten it"
+        )
+    missing = length - len(ids)
+    return Tokens(
+        prompt, (*ids, *[padding] * missing), (*spans, *[None] * missing), length=len(ids)
+    )
