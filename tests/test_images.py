@@ -413,7 +413,7 @@ def test_a_decompression_bomb_is_refused_from_its_header(size):
 
 
 def test_the_pixel_limit_holds_for_arrays_and_pil_images(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr("pivotal.images.refusals.MAX_PIXELS", 100)
     for source in (scene(), Image.fromarray(scene()), torch.zeros(3, 11, 10)):
         with pytest.raises(ValueError, match="at most"):
             read_image(source)
@@ -689,7 +689,7 @@ def test_a_failure_midway_leaves_the_old_file_and_nothing_else(
     save_image(scene(), path)
     old = path.read_bytes()
     if stage == "fsync":
-        monkeypatch.setattr(images.os, "fsync", failure)
+        monkeypatch.setattr("os.fsync", failure)
     else:
         monkeypatch.setattr(Path, "replace", failure)
     for target in (path, tmp_path / "new.png"):

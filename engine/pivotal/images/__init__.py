@@ -1,0 +1,20 @@
+"""Pictures from outside and back: the one place that decodes an image.
+
+Inside, a picture is uint8 RGB `[H, W, 3]` in sRGB; the networks see float32 `[B, 3, h, w]` in
+[-1, 1].
+"""
+
+from .decoding import BACKGROUND
+from .fitting import FitPolicy, Fitted, fit
+from .pixels import Mask, Pixels, check_pixels, from_tensor, psnr, to_tensor
+from .reading import ImageSource, Picture, read_image
+from .refusals import MAX_PIXELS, READABLE
+from .writing import require_writable, save_image, write_atomically
+
+__all__ = [
+    "BACKGROUND", "MAX_PIXELS", "READABLE",
+    "ImageSource", "Picture", "read_image",
+    "FitPolicy", "Fitted", "fit",
+    "Pixels", "Mask", "check_pixels", "to_tensor", "from_tensor", "psnr",
+    "save_image", "write_atomically", "require_writable",
+]  # fmt: skip

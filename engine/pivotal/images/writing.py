@@ -1,0 +1,103 @@
+"""A result is on disk whole or not at all."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from pivotal.errors import OutputError
+
+from .pixels import Pixels, check_pixels, extent
+from .refusals import quoted
+
+_WRITERS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG"},
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"},
+    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"},
+    ".webp": {"format": "WEBP", "lossless": True},
+}
+_EXIF_DESCRIPTION = 0x010E
+_EXIF_LIMIT = 65_000  # bytes; a JPEG segment holds 65,533
+
+
+def save_image(pixels: Pixels, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write uint8 `[H, W, 3]` as PNG, JPEG (quality 95) or lossless WebP, by the extension.
+
+    `metadata` becomes PNG text chunks; in JPEG and WebP it is JSON in EXIF's ImageDescription.
+    The file appears whole or not at all. Raises ValueError for a wrong extension or metadata that
+    the format can't hold, OutputError for a path that can't be written.
+    """
+    check_pixels(pixels)
+    path = Path(path)
+    options = _WRITERS.get(path.suffix.lower())
+    if options is None:
+        raise ValueError(f"{quoted(path)} needs a known extension: {', '.join(_WRITERS)}")
+    buffer = BytesIO()
+    extra = _metadata_options(metadata or {}, options["format"])
+    try:
+        Image.fromarray(pixels).save(buffer, **(options | extra))
+    except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels a side, JPEG at 65,535
+        size = extent(pixels.shape[:2])
+        raise ValueError(f"{options['format']} can't hold {size} pixels: use PNG") from error
+    write_atomically(path, buffer.getvalue())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write bytes under a temporary name in the same folder, flush to disk, rename.
+
+    Whatever interrupts it, the old file stays whole and the temporary one goes. Raises
+    OutputError, naming the path, where the folder can't be written or the disk is full.
+    """
+    temporary = path.parent / f".pivotal-{secrets.token_hex(8)}.part"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a folder that isn't one has no file to remove
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise OutputError(f"{quoted(path)} can't be written: {reason}") from error
+        raise
+
+
+def require_writable(path: str | Path) -> None:
+    """Refuse an output path before work begins: OutputError names it and what is wrong."""
+    target = Path(path)
+    folder = target.parent
+    if target.is_dir():
+        raise OutputError(f"can't write {str(target)!r}: it is a folder; name a file")
+    if not folder.is_dir():
+        raise OutputError(f"can't write {str(target)!r}: there is no folder {str(folder)!r}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"can't write {str(target)!r}: no permission in {str(folder)!r}")
+
+
+def _metadata_options(metadata: Mapping[str, str], kind: str) -> dict[str, Any]:
+    if not metadata:
+        return {}
+    if kind == "PNG":
+        text = PngImagePlugin.PngInfo()
+        for key, value in metadata.items():
+            if not re.fullmatch(r"[\x21-\x7e](?:[\x20-\x7e]{0,77}[\x21-\x7e])?", key):
+                raise ValueError(f"metadata key {key!r} must be 1 to 79 printable ASCII characters")
+            text.add_itxt(key, value)
+        return {"pnginfo": text}
+    exif = Image.Exif()
+    exif[_EXIF_DESCRIPTION] = json.dumps(dict(metadata))
+    encoded = exif.tobytes()
+    if len(encoded) > _EXIF_LIMIT:
+        raise ValueError(
+            f"metadata takes {len(encoded)} bytes and {kind} holds {_EXIF_LIMIT}: use PNG"
+        )
+    return {"exif": encoded}
