@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+_NOT_IN_A_WORD = r"(?!(?<=\w)\w)"  # not between two letters, so that "cat" is not in "cats"
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -16,7 +18,7 @@ class Tokens:
     length: int  # tokens that are not padding, start and end included
 
     def words(self) -> list[Word]:
-        """The prompt's words, in order: runs without white space, less punctuation at their ends."""
+        """The words in order: runs without white space, less the punctuation at their ends."""
         found = []
         for match in re.finditer(r"\w(?:\S*\w)?", self.prompt):
             found.append(Word(match.group(), self._over(*match.span())))
@@ -29,10 +31,10 @@ class Tokens:
         prompt.
         """
         name, _, number = phrase.partition("#")
-        pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, name.split())) + r"(?!\w)"
+        pattern = _NOT_IN_A_WORD + r"\s+".join(map(re.escape, name.split())) + _NOT_IN_A_WORD
         matches = list(re.finditer(pattern, self.prompt, re.IGNORECASE)) if name.split() else []
         if number:
-            matches = matches[int(number) - 1 : int(number)] if number.isdigit() else []
+            matches = matches[int(number) - 1 : int(number)] if number.isdecimal() else []
         if not matches:
             words = ", ".join(repr(word.text) for word in self.words()) or "no words"
             raise ValueError(f"{phrase!r} is not in the prompt {self.prompt!r}; it has {words}")

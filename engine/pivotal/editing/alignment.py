@@ -32,12 +32,12 @@ class Alignment:
 
 
 def choose(source: Tokens, target: Tokens) -> Kind:
-    """The edit that fits two prompts: equal prompts are re-weighted, words are swapped where the
+    """The edit that fits two prompts: equal tokens are re-weighted, words are swapped where the
     prompts have as many words and at least half of them stay, and everything else is a refinement.
     """
-    ours, theirs = _texts(source), _texts(target)
-    if ours == theirs:
+    if source.ids == target.ids:
         return "reweight"
+    ours, theirs = _texts(source), _texts(target)
     kept = sum(a == b for a, b in zip(ours, theirs, strict=False))
     return "swap" if len(ours) == len(theirs) and 2 * kept >= len(ours) else "refine"
 
@@ -113,7 +113,8 @@ def _refine(source: Tokens, target: Tokens) -> Alignment:
 def _global_alignment(ours: tuple[int, ...], theirs: tuple[int, ...]) -> list[tuple[int, int]]:
     """Pairs (source index, target index) of equal tokens in the best global alignment.
 
-    A mismatch costs more than two gaps, so that only equal tokens are ever paired.
+    A mismatch costs more than two gaps, so that only equal tokens are ever paired. Of a repeated
+    token the first is, as in the authors' code: what is appended to a prompt is new.
     """
     rows, columns = len(ours), len(theirs)
     score = [[0] * (columns + 1) for _ in range(rows + 1)]
@@ -124,13 +125,13 @@ def _global_alignment(ours: tuple[int, ...], theirs: tuple[int, ...]) -> list[tu
     pairs = []
     i, j = rows, columns
     while i and j:
-        if ours[i - 1] == theirs[j - 1] and score[i][j] == score[i - 1][j - 1] + 1:
+        if score[i][j] == score[i][j - 1]:
+            j -= 1
+        elif score[i][j] == score[i - 1][j]:
+            i -= 1
+        else:
             i, j = i - 1, j - 1
             pairs.append((i, j))
-        elif score[i][j] == score[i][j - 1]:
-            j -= 1
-        else:
-            i -= 1
     return pairs[::-1]
 
 

@@ -88,13 +88,12 @@ class PromptToPrompt:
         plan, edit = self.plans[target], self.plans[target].edit
         cross_steps = int(plan.windows.any(dim=1).sum())
         self_layers = len(injected(self.layers))
-        blend_steps = self.steps - int(edit.blend_start * self.steps + 1e-9)
         reached = {
             "cross": Touched(len(self.layers.cross_downscales) if cross_steps else 0, cross_steps),
             "self": Touched(self_layers if plan.self_steps else 0, len(plan.self_steps)),
         }
         if plan.blend_columns[0].any():
-            reached["blend"] = Touched(1, blend_steps)
+            reached["blend"] = Touched(1, self.steps - _blend_start(edit, self.steps))
         if edit.mask is not None:
             reached["mask"] = Touched(1, self.steps)
         return reached
@@ -107,7 +106,7 @@ class PromptToPrompt:
         mask = None
         if edit.mask is not None:
             mask = latent_mask(edit.mask.to(maps.device), size)
-        if plan.blend_columns[0].any() and step >= int(edit.blend_start * self.steps + 1e-9):
+        if plan.blend_columns[0].any() and step >= _blend_start(edit, self.steps):
             # The source's region joins the target's, in what is blended and in what is subtracted.
             pairs = [
                 torch.stack([maps[0, 2 * index + use], maps[1 + index, use]]) for use in range(2)
@@ -117,6 +116,11 @@ class PromptToPrompt:
             region = region & ~spared
             mask = region if mask is None else mask & region
         return mask
+
+
+def _blend_start(edit: Edit, steps: int) -> int:
+    """The first step that is blended; 0.3 of 10 steps is 3 in spite of rounding."""
+    return int(edit.blend_start * steps + 1e-9)
 
 
 def _require_effect(plan: TargetPlan, steps: int, layers: Layers) -> None:
@@ -129,9 +133,20 @@ def _require_effect(plan: TargetPlan, steps: int, layers: Layers) -> None:
             f"the edit to {target!r} touches no layer at any of {steps} steps; widen "
             "cross_replace_steps or self_replace_steps"
         )
-    if plan.edit.weights and not plan.windows[:, plan.weights != 1].any():
+    if (plan.weights[~plan.windows.any(dim=0)] != 1).any():
         raise EditWithoutEffectError(
-            f"the weights of the edit to {target!r} act at no step; widen cross_replace_steps"
+            f"weights of the edit to {target!r} act at no step; widen the words' windows in "
+            "cross_replace_steps"
+        )
+    if plan.edit.blend and not plan.blend_columns[0].any():
+        raise EditWithoutEffectError(
+            f"blend={plan.edit.blend!r} finds no word that differs between the source and "
+            f"{target!r}; name the words that bound the change"
+        )
+    if plan.edit.blend and _blend_start(plan.edit, steps) >= steps:
+        raise EditWithoutEffectError(
+            f"blend_start={plan.edit.blend_start} leaves the blend of the edit to {target!r} "
+            f"none of {steps} steps; start earlier"
         )
     if plan.edit.mask is not None and not plan.edit.mask.any():
         raise EditWithoutEffectError(f"the mask of the edit to {target!r} lets nothing change")

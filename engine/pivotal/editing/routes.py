@@ -57,17 +57,14 @@ def plan_target(source: Tokens, target: Tokens, edit: Edit, steps: int) -> Targe
         tokens = target.find(name)
         weights[list(tokens)] = factor
         weighted.append(Word(name, tokens))
-    blend = edit.blend
-    if blend == "auto":
-        blend = tuple(word.text for words in alignment.changed for word in words)
-    columns = [_named(names, source, target) for names in (blend, edit.subtract)]
+    blend = _differing(alignment) if edit.blend == "auto" else _named(edit.blend, source, target)
     return TargetPlan(
         edit=edit,
         alignment=alignment,
         weights=weights,
         windows=_windows(edit.cross_replace_steps, target, steps),
         self_steps=step_range(edit.self_replace_steps, steps),
-        blend_columns=torch.stack(columns),
+        blend_columns=torch.stack([blend, _named(edit.subtract, source, target)]),
         heat_words=(*alignment.changed[1], *weighted) or tuple(target.words()),
     )
 
@@ -111,7 +108,7 @@ def routes_at(
             borrowed[injected(layers), row] = 0
     return AttentionRoutes(
         self_queries=borrowed,
-        self_keys=borrowed,
+        self_keys=borrowed.clone(),  # an exporter would merge two inputs that are one tensor
         self_values=identity.self_values,
         donors=donors,
         cross_gate=gate,
@@ -140,6 +137,18 @@ def _windows(windows: Window | Mapping[str, Window], target: Tokens, steps: int)
         alpha[:, tokens] = 0
         alpha[inside.start : inside.stop, tokens] = 1
     return alpha
+
+
+def _differing(alignment: Alignment) -> Tensor:
+    """1 at the tokens of words that differ: [2, L] for source and target.
+
+    By token, not by name: the same word may stand elsewhere, unchanged.
+    """
+    columns = torch.zeros(2, len(alignment.shared))
+    for place, words in enumerate(alignment.changed):
+        for word in words:
+            columns[place, list(word.tokens)] = 1
+    return columns
 
 
 def _named(names: Sequence[str], source: Tokens, target: Tokens) -> Tensor:

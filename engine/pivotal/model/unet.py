@@ -92,7 +92,8 @@ class RoutedUNet(nn.Module):
         )[0]
         if routes is None:
             return prediction, None
-        maps = torch.stack(reported).float().mean(dim=0)  # [B, N, K]
+        maps = torch.stack(reported)  # [layers, B, N, K]
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32)).mean(dim=0)
         height, width = (-(-side // self.word_map_downscale) for side in latents.shape[-2:])
         return prediction, maps.transpose(1, 2).unflatten(-1, (height, width))
 

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from pivotal.editing.edit import Edit, bounds, step_range
+
+
+def test_defaults_are_the_papers():
+    edit = Edit("a cat")
+    assert (edit.kind, edit.cross_replace_steps, edit.self_replace_steps) == ("auto", 0.8, 0.4)
+    assert (edit.blend, edit.blend_threshold, edit.blend_start) == ((), 0.3, 0.2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 50, 999])
+@pytest.mark.parametrize("tenths", range(11))
+def test_a_window_counts_whole_steps_in_spite_of_rounding(steps, tenths):
+    assert step_range(tenths / 10, steps) == range(tenths * steps // 10)
+    assert step_range((tenths / 10, 1.0), steps) == range(tenths * steps // 10, steps)
+
+
+@pytest.mark.parametrize("window", [-0.1, 1.1, (0.5, 0.4), (-0.1, 0.5), (0.5, 1.5), float("nan")])
+def test_a_window_outside_the_steps_is_refused(window):
+    with pytest.raises(ValueError, match="0 <= from <= to <= 1"):
+        bounds(window)
+    with pytest.raises(ValueError, match="window"):
+        Edit("a cat", cross_replace_steps=window)
+    with pytest.raises(ValueError, match="window"):
+        Edit("a cat", cross_replace_steps={"cat": window})
+    with pytest.raises(ValueError, match="window"):
+        Edit("a cat", self_replace_steps=window)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"kind": "replace"}, "kind='replace' is unknown; accepted are auto, swap, refine"),
+        ({"blend": "cat"}, "give a tuple of words or 'auto'"),
+        ({"subtract": ("cat",)}, "name words to blend as well"),
+        ({"blend": ("cat",), "blend_threshold": 1.5}, "blend_threshold=1.5; a fraction"),
+        ({"blend": ("cat",), "subtract_threshold": -1}, "subtract_threshold=-1; a fraction"),
+        ({"blend": ("cat",), "blend_start": 2}, "blend_start=2; a fraction"),
+    ],
+)
+def test_a_wrong_wish_is_refused_with_what_is_accepted(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Edit("a cat", **options)
+
+
+def test_all_of_a_wish_can_be_said_at_once():
+    Edit(
+        "a cat",
+        kind="refine",
+        cross_replace_steps={"default": (0.1, 0.9), "cat": 0.3},
+        self_replace_steps=(0.0, 1.0),
+        weights={"cat": -2.0},
+        blend=("cat", "dog"),
+        subtract=("mat",),
+        mask=torch.ones(4, 4, dtype=torch.bool),
+    )
