@@ -1,0 +1,100 @@
+"""Train the autoencoder: `python -m shapes.train_autoencoder --minutes 15`."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image as Pictures
+
+from shapes.images import psnr, to_images, to_tensor
+from shapes.networks import build_autoencoder
+from shapes.palette import held_out_triples
+from shapes.photographs import held_out_photograph, load_pyramids, sample_crop
+from shapes.scenes import draw, sample_held_out, sample_scene
+from shapes.training import Budget, Draws, train
+
+PHOTOGRAPHS = 0.25
+
+
+def held_out_images(count: int, seed: int = 7) -> np.ndarray:
+    """Drawings of held-out triples, uint8 [count, 64, 64, 3]."""
+    rng = np.random.default_rng(seed)
+    triples = held_out_triples()
+    scenes = [sample_held_out(rng, triples[i % len(triples)]) for i in range(count)]
+    return np.stack([draw(scene)[0] for scene in scenes])
+
+
+class AutoencoderTask:
+    """Reconstruct scenes and photographs; a faint KL keeps the latents bounded."""
+
+    def __init__(self) -> None:
+        self.vae = build_autoencoder()
+        self.modules: dict[str, torch.nn.Module] = {"vae": self.vae}
+        self.pyramids = load_pyramids()
+
+    def loss(self, draws: Draws, batch: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """MSE + 0.1 L1 + 1e-7 KL (summed over latents) on a fresh batch of scenes and crops."""
+        images = []
+        for _ in range(batch):
+            if draws.numpy.random() < PHOTOGRAPHS:
+                images.append(sample_crop(draws.numpy, self.pyramids))
+            else:
+                images.append(draw(sample_scene(draws.numpy))[0])
+        pixels = to_tensor(np.stack(images))
+        posterior = self.vae.encode(pixels).latent_dist
+        decoded = self.vae.decode(posterior.sample(generator=draws.torch)).sample
+        square = (decoded - pixels).square().mean()
+        absolute = (decoded - pixels).abs().mean()
+        divergence = posterior.kl().mean()
+        loss = square + 0.1 * absolute + 1e-7 * divergence
+        figures = {
+            "db": float(10 * torch.log10(4 / square.detach())),
+            "kl": float(divergence.detach()),
+        }
+        return loss, figures
+
+    def show(self, averaged: dict[str, torch.nn.Module], folder: Path, step: int) -> None:
+        """A sheet of originals above their round trips, with the mean decibels in its name."""
+        images = held_out_images(63)
+        images = np.concatenate([held_out_photograph()[None], images])
+        decoded = to_images(round_trip(self.vae, to_tensor(images)))
+        decibels = psnr(images, decoded)
+        sheet = np.concatenate(
+            [np.concatenate(list(rows[:16]), axis=1) for rows in (images, decoded)], axis=0
+        )
+        name = f"step{step:06d}_scenes{decibels[1:].mean():.2f}_photo{decibels[0]:.2f}.png"
+        Pictures.fromarray(sheet).resize((2048, 256), Pictures.Resampling.NEAREST).save(
+            folder / name
+        )
+
+
+def round_trip(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """Encode by the mean and decode, float32 [B, 3, 64, 64]."""
+    with torch.no_grad():
+        decoded: torch.Tensor = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+    return decoded
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(".runs/autoencoder"))
+    parser.add_argument("--minutes", type=float, default=16.0)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4, help="images a worker a step")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    budget = Budget(
+        minutes=options.minutes, workers=options.workers, batch=options.batch,
+        learning_rate=options.learning_rate, seed=options.seed, ema_decay=0.998,
+    )  # fmt: skip
+    train(partial(AutoencoderTask), budget, options.folder, show_every=1000)
+
+
+if __name__ == "__main__":
+    main()
