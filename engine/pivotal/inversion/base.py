@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -29,6 +30,13 @@ class Inverted:
             self.noise[images],
             {name: tensor[images] for name, tensor in self.stored.items()},
             {name: tensor[images] for name, tensor in self.diagnostics.items()},
+        )
+
+    def to(self, device: torch.device | str) -> Inverted:
+        return Inverted(
+            self.noise.to(device),
+            {name: tensor.to(device) for name, tensor in self.stored.items()},
+            {name: tensor.to(device) for name, tensor in self.diagnostics.items()},
         )
 
     def expand(self, rows: int) -> Inverted:

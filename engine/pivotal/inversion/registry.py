@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -27,6 +28,7 @@ class Method:
     replay: Callable[..., Algorithm[Tensor]]
     options: type
     needs: frozenset[type]  # the query types it asks
+    fits_guidance: bool = False  # its options hold the guidance scale it is fitted for
 
     def options_from(self, given: Mapping[str, Any]) -> Any:
         """Typed options from names and values.
@@ -66,6 +68,7 @@ METHODS: Mapping[str, Method] = {
             replay=null_text.replay,
             options=null_text.NullTextOptions,
             needs=frozenset({Denoise, NoiseGradient}),
+            fits_guidance=True,
         ),
     )
 }
@@ -89,6 +92,9 @@ def _read(kind: Any, name: str, value: Any) -> Any:
     if isinstance(value, bool) or (kind == "int" and isinstance(value, float)):
         raise ValueError(f"option {name}={value!r} is not {kind}")
     try:
-        return reader(value)
+        number = reader(value)
     except (TypeError, ValueError):
         raise ValueError(f"option {name}={value!r} is not {kind}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"option {name}={value!r} is not finite")
+    return number

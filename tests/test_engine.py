@@ -1,0 +1,187 @@
+"""The engine on the bundled model: small, real, few steps."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pivotal
+from pivotal.errors import EditWithoutEffectError, ModelError
+
+PROMPT = "a red circle on a gray background"
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return pivotal.Engine.load("shapes")
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """A red disc on grey, drawn without the project's own scenes."""
+    y, x = np.mgrid[:64, :64]
+    pixels = np.full((64, 64, 3), 128, np.uint8)
+    pixels[(x - 30) ** 2 + (y - 34) ** 2 < 14**2] = (220, 40, 40)
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def inversion(engine, picture):
+    return engine.invert(picture, PROMPT, method="ddim", num_inference_steps=STEPS)
+
+
+def test_reconstruction_at_guidance_1_nears_the_round_trip_as_steps_grow(engine, picture):
+    distances = []
+    for steps in (5, 20, 80):
+        inversion = engine.invert(picture, PROMPT, method="ddim", num_inference_steps=steps)
+        found = engine.reconstruct(inversion, guidance_scale=1.0)
+        distances.append(np.square(found.picture.astype(float) - found.round_trip).mean())
+    assert distances[0] > distances[1] > distances[2]
+
+
+def test_null_text_reconstructs_better_under_guidance_than_ddim(engine, picture, inversion):
+    fitted = engine.invert(picture, PROMPT, method="null-text", num_inference_steps=STEPS)
+    assert engine.reconstruct(fitted).psnr > engine.reconstruct(inversion).psnr + 3
+
+
+def test_an_edit_to_the_same_prompt_changes_nothing(engine, inversion):
+    edited = engine.edit(inversion, PROMPT)
+    found = engine.reconstruct(inversion)
+    assert np.abs(edited.pictures[0].astype(int) - found.picture).max() <= 1
+    assert np.abs(edited.reconstruction.astype(int) - found.picture).max() <= 1
+
+
+def test_an_edit_changes_the_picture(engine, inversion):
+    edited = engine.edit(inversion, "a blue circle on a gray background")
+    assert np.abs(edited.pictures[0].astype(int) - edited.reconstruction).max() > 20
+
+
+def test_several_targets_at_once_equal_each_alone(engine, inversion):
+    targets = ["a blue circle on a gray background", "a large red circle on a gray background"]
+    together = engine.edit(inversion, targets, blend="auto")
+    assert together.kinds == ["swap", "refine"]
+    for index, target in enumerate(targets):
+        alone = engine.edit(inversion, target, blend="auto")
+        assert np.abs(alone.pictures[0].astype(int) - together.pictures[index]).max() <= 2
+
+
+def test_a_user_mask_keeps_the_outside(engine, inversion):
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[:, :32] = True
+    edit = pivotal.Edit("a blue circle on a gray background", mask=mask)
+    edited = engine.edit(inversion, edit)
+    outside = np.abs(edited.latents[1] - edited.latents[0])[:, :, 8:]
+    assert float(outside.max()) == 0
+    assert edited.outside_mask_psnr[0] is not None
+
+
+def test_an_edit_reports_what_it_touched_and_where_its_words_look(engine, inversion):
+    edited = engine.edit(inversion, "a blue circle on a gray background", blend="auto")
+    assert set(edited.touched[0]) == {"cross", "self", "blend"}
+    assert all(reach.layers and reach.steps for reach in edited.touched[0].values())
+    assert list(edited.heat_maps[0]) == ["blue"]
+    assert edited.images[0].size == (64, 64)
+
+
+def test_an_edit_that_would_do_nothing_is_refused(engine, inversion):
+    with pytest.raises(EditWithoutEffectError, match="touches no layer"):
+        engine.edit(
+            inversion, "a blue circle on a gray background",
+            cross_replace_steps=0.0, self_replace_steps=0.0,
+        )  # fmt: skip
+
+
+def test_a_word_that_is_nowhere_is_named(engine, inversion):
+    with pytest.raises(ValueError, match="'unicorn' is in neither prompt"):
+        engine.edit(inversion, "a blue circle on a gray background", blend=("unicorn",))
+
+
+def test_the_report_counts_the_unet_rows(engine, picture, inversion):
+    assert inversion.report["unet_rows"] == STEPS
+    before = engine.denoiser.rows_forward
+    fitted = engine.invert(
+        picture, PROMPT, num_inference_steps=STEPS, options={"inner_steps": 3, "early_stop": 0,
+        "early_stop_growth": 0},
+    )  # fmt: skip
+    counted = engine.denoiser.rows_forward - before
+    assert counted == fitted.report["unet_rows"] <= STEPS * (1 + 1 + 3) + STEPS
+
+
+def test_a_seed_gives_the_same_picture_alone_and_in_company(engine):
+    prompts = ["a red circle on a gray background", "a blue square on a white background"]
+    together = engine.generate(prompts, num_inference_steps=STEPS, seed=3)
+    alone = engine.generate(prompts[1], num_inference_steps=STEPS, seed=4)
+    assert np.abs(alone[0].astype(int) - together[1]).max() <= 1
+
+
+def test_threads_take_turns(engine, inversion):
+    expected = engine.edit(inversion, "a blue circle on a gray background").pictures[0]
+    results = [None] * 3
+
+    def work(index):
+        results[index] = engine.edit(inversion, "a blue circle on a gray background").pictures[0]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(result, expected) for result in results)
+
+
+def test_progress_is_told_step_by_step(engine, picture):
+    heard = []
+    engine.invert(
+        picture, PROMPT, method="ddim", num_inference_steps=STEPS, on_progress=heard.append
+    )
+    assert [notice.step for notice in heard] == list(range(STEPS))
+    assert {notice.steps for notice in heard} == {STEPS}
+
+
+def test_an_inversion_of_another_model_is_refused(engine, inversion):
+    from dataclasses import replace
+
+    foreign = replace(inversion, fingerprint="0" * 64, model="elsewhere")
+    with pytest.raises(ModelError, match="elsewhere"):
+        engine.edit(foreign, "a blue circle on a gray background")
+
+
+@pytest.mark.parametrize("kind", ["path", "pil", "numpy", "tensor"])
+def test_images_of_every_kind_invert_alike(engine, picture, inversion, tmp_path, kind):
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    given = {
+        "path": tmp_path / "picture.png",
+        "pil": Image.fromarray(picture),
+        "numpy": picture,
+        "tensor": torch.from_numpy(picture).permute(2, 0, 1),
+    }[kind]
+    again = engine.invert(given, PROMPT, method="ddim", num_inference_steps=STEPS)
+    assert torch.equal(again.inverted.noise, inversion.inverted.noise)
+    assert again.image_digest == inversion.image_digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "magic"}, "method='magic' is unknown; accepted are ddim, null-text"),
+        ({"num_inference_steps": 0}, "steps=0"),
+        ({"options": {"speed": 2}}, "no option 'speed'"),
+        ({"policy": "squash"}, "squash"),
+        ({"size": (63, 64)}, "63"),
+    ],
+)
+def test_wrong_input_is_named(engine, picture, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        engine.invert(picture, PROMPT, **{"num_inference_steps": STEPS, **arguments})
+
+
+@pytest.mark.gpu
+def test_a_gpu_agrees_with_the_cpu(inversion, picture):
+    engine = pivotal.Engine.load("shapes", device="cuda")
+    again = engine.invert(picture, PROMPT, method="ddim", num_inference_steps=STEPS)
+    assert torch.allclose(again.inverted.noise.cpu(), inversion.inverted.noise, atol=2e-2)
+    edited = engine.edit(inversion, "a blue circle on a gray background", blend="auto")
+    assert np.isfinite(edited.latents.cpu().numpy()).all()

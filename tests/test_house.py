@@ -1,0 +1,109 @@
+"""The house itself: layout, import boundaries, and what an import may not do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGINE = sorted((ROOT / "engine" / "pivotal").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels" / "pivotal_kernels").rglob("*.py"))
+
+
+def imported(path):
+    """Top-level packages that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("folder", ["engine", "kernels", "benchmarks", "tests"])
+def test_source_roots_are_no_packages(folder):
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_tests_and_benchmarks_hold_no_packages():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    assert not list((ROOT / "benchmarks").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_kernels_never_import_the_engine(path):
+    assert not imported(path) & {"pivotal", "diffusers", "transformers"}
+
+
+@pytest.mark.parametrize("path", ENGINE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_engine_never_imports_benchmarks_or_pickle(path):
+    assert not imported(path) & {"baselines", "shapes", "tests", "pickle", "skimage", "scipy"}
+
+
+def test_one_file_alone_knows_the_unets_internals():
+    knowing = [
+        path.name
+        for path in ENGINE
+        if any(word in path.read_text() for word in ("set_processor", "down_blocks", "to_q("))
+    ]
+    assert knowing == ["unet.py"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in ENGINE if p.parent.name in ("inversion", "sampling", "editing")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_algorithms_import_no_model_and_no_runtime(path):
+    source = path.read_text()
+    assert "pivotal.model" not in source
+    assert "pivotal.runtime" not in source
+    assert not imported(path) & {"diffusers", "transformers"}
+
+
+@pytest.mark.parametrize("path", [*ENGINE, *KERNELS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_packages_do_not_print(path):
+    calls = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print"
+    ]
+    assert not calls
+
+
+def run_python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_importing_touches_no_cuda_and_no_network():
+    done = run_python(
+        "import socket, sys\n"
+        "def refuse(*a, **k): raise OSError('the network was touched')\n"
+        "socket.socket.connect = refuse\n"
+        "import pivotal, pivotal.engine, pivotal.cli, pivotal_kernels\n"
+        "import torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert torch.get_default_dtype() is torch.float32\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_imports():
+    done = run_python(
+        "import pivotal, pivotal_kernels.routed_attention as r\n"
+        "for name in pivotal.__all__: getattr(pivotal, name)\n"
+        "for name in r.__all__: getattr(r, name)\n"
+        "import pivotal.figures as f\n"
+        "for name in f.__all__: getattr(f, name)\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_pivotal_alone_is_cheap():
+    done = run_python("import sys, pivotal; assert 'diffusers' not in sys.modules")
+    assert done.returncode == 0, done.stderr
