@@ -1,0 +1,119 @@
+"""What the commands show: a result laid out as rows of a contact sheet, and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from .figures import Panel, Row, heat_map, latents_as_picture
+from .inversion_file import Inversion
+from .results import Edited, Reconstruction
+
+
+def inversion_panels(inversion: Inversion, found: Reconstruction) -> list[Panel]:
+    """Source, VAE round trip, latents, inverted noise, reconstruction."""
+    return [
+        Panel("source", inversion.picture.pixels, [f"“{inversion.prompt}”"]),
+        Panel("VAE round trip", found.round_trip, [decibels(found.vae_psnr)]),
+        Panel("latents", latents_as_picture(inversion.latents[0]), ["first 3 channels"]),
+        Panel(
+            "inverted noise",
+            latents_as_picture(inversion.inverted.noise[0]),
+            [f"std / sigma_max {inversion.report['noise_std_ratio']:.3f}"],
+        ),
+        reconstruction_panel(inversion, found),
+    ]
+
+
+def reconstruction_panel(inversion: Inversion, found: Reconstruction) -> Panel:
+    guidance = f"guidance {found.guidance_scale:g}"
+    return Panel(
+        f"{inversion.method}, {guidance}",
+        found.picture,
+        [decibels(found.psnr), f"mostly {found.dominant_error}"],
+    )
+
+
+def edit_panels(edited: Edited, index: int = 0) -> list[Panel]:
+    """The edit, then a heat-map of each edited word over it."""
+    picture = edited.pictures[index]
+    outside = edited.outside_mask_psnr[index]
+    caption = [f"“{edited.edits[index].target}”", edited.kinds[index]]
+    if outside is not None:
+        caption.append(f"outside the mask {decibels(outside)}")
+    panels = [Panel("edit", picture, caption, accent=True)]
+    for word, word_map in edited.heat_maps[index].items():
+        panels.append(Panel(f"“{word}”", heat_map(word_map, picture), ["where the word looks"]))
+    return panels
+
+
+def edit_row(inversion: Inversion, found: Reconstruction, edited: Edited, label: str) -> Row:
+    """Everything about one image: how it was inverted, and what the edit made of it."""
+    panels = inversion_panels(inversion, found)
+    for index in range(len(edited.pictures)):
+        panels += edit_panels(edited, index)
+    return Row(label, panels)
+
+
+def inversion_record(inversion: Inversion, found: Reconstruction) -> dict[str, Any]:
+    """The figures of an inversion, for --json and the file's report."""
+    report = inversion.report
+    seconds = {**report["seconds"], "reconstruct": found.seconds["sample"]}
+    seconds["decode"] = found.seconds["decode"]
+    return {
+        "method": inversion.method,
+        "steps": inversion.num_inference_steps,
+        "guidance_scale": inversion.guidance_scale,
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "psnr": finite(found.psnr),
+        "vae_psnr": finite(found.vae_psnr),
+        "dominant_error": found.dominant_error,
+        "noise_std_ratio": report["noise_std_ratio"],
+        "model": inversion.model,
+        "family": inversion.family,
+        "device": report["device"],
+        "dtype": report["dtype"],
+        "unet_rows": report["unet_rows"],
+        "prompt": inversion.prompt,
+        "options": dict(inversion.options),
+        "schedule": dict(inversion.schedule),
+    }
+
+
+def edit_record(edited: Edited, index: int, outputs: Mapping[str, str]) -> dict[str, Any]:
+    """The figures of one target's edit, for --json and a picture's metadata."""
+    edit = edited.edits[index]
+    outside = edited.outside_mask_psnr[index]
+    touched = edited.touched[index]
+    windows = edit.cross_replace_steps
+    return {
+        "seconds": {**edited.seconds, "total": sum(edited.seconds.values())},
+        "touched": {
+            "layers": max(reach.layers for reach in touched.values()),
+            "steps": max(reach.steps for reach in touched.values()),
+            "controls": {name: asdict(reach) for name, reach in touched.items()},
+        },
+        "edit": {
+            "target": edit.target,
+            "kind": edited.kinds[index],
+            "cross_replace_steps": dict(windows) if isinstance(windows, Mapping) else windows,
+            "self_replace_steps": edit.self_replace_steps,
+            "weights": dict(edit.weights),
+            "blend": edit.blend,
+            "subtract": edit.subtract,
+        },
+        "outside_mask_psnr": None if outside is None else finite(outside),
+        "unet_rows": edited.unet_rows,
+        "outputs": dict(outputs),
+    }
+
+
+def decibels(value: float) -> str:
+    return "identical" if math.isinf(value) else f"{value:.1f} dB"
+
+
+def finite(value: float) -> float | None:
+    """JSON has no infinity: the decibels of identical pictures become null."""
+    return value if math.isfinite(value) else None
