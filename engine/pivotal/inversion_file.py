@@ -53,7 +53,7 @@ class Inversion:
         return replace(self, report={**self.report, **report})
 
 
-def write_inversion(inversion: Inversion, path: Path) -> None:
+def write_inversion(inversion: Inversion, path: str | Path) -> None:
     """Write atomically: the file is whole or not there.
 
     Raises OutputError if it can't be written.
@@ -87,10 +87,10 @@ def write_inversion(inversion: Inversion, path: Path) -> None:
         "versions": {name: version(name) for name in ("pivotal", "torch", "diffusers")},
     }
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(contiguous, metadata={"pivotal": json.dumps(document)}))
+    write_atomically(Path(path), save(contiguous, metadata={"pivotal": json.dumps(document)}))
 
 
-def read_inversion(path: Path) -> Inversion:
+def read_inversion(path: str | Path) -> Inversion:
     """Raises InversionFileError for a file that is damaged, no inversion, or of a newer schema."""
     try:
         with safe_open(path, framework="pt") as file:
