@@ -70,7 +70,7 @@ def unet():
     """
     torch.manual_seed(0)
     model = UNet2DConditionModel(
-        sample_size=16,
+        sample_size=12,
         block_out_channels=(16, 24, 24),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -143,9 +143,9 @@ def schedule(scheduler_config):
 
 @pytest.fixture(scope="package")
 def noise():
-    """[1, 4, 16, 16] float64."""
+    """[1, 4, 12, 12] float64."""
     generator = torch.Generator().manual_seed(2)
-    return torch.randn(1, 4, 16, 16, generator=generator, dtype=torch.float64)
+    return torch.randn(1, 4, 12, 12, generator=generator, dtype=torch.float64)
 
 
 @pytest.fixture(scope="package")

@@ -38,6 +38,8 @@ def test_a_window_outside_the_steps_is_refused(window):
         ({"blend": ("cat",), "blend_threshold": 1.5}, "blend_threshold=1.5; a fraction"),
         ({"blend": ("cat",), "subtract_threshold": -1}, "subtract_threshold=-1; a fraction"),
         ({"blend": ("cat",), "blend_start": 2}, "blend_start=2; a fraction"),
+        ({"mask": torch.ones(1, 8, 8, dtype=torch.bool)}, r"mask has shape \[1, 8, 8\]"),
+        ({"mask": torch.ones(8, 8)}, "torch.float32; .* torch.bool are expected"),
     ],
 )
 def test_a_wrong_wish_is_refused_with_what_is_accepted(options, sentence):

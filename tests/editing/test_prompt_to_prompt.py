@@ -37,7 +37,7 @@ class Case:
     self_window: tuple[int, int] = (0, 2)  # 0.4 of 5 steps
     blend: dict = field(default_factory=dict)
 
-    def controls(self, tokenize, size=(16, 16), map_downscale=2):
+    def controls(self, tokenize, size=(12, 12), map_downscale=2):
         source = tokenize(self.source)
         targets = [tokenize(edit.target) for edit in self.edits]
         count, length = len(targets), len(source.ids)
@@ -377,14 +377,13 @@ def test_the_identity_edit_changes_nothing(edited, routed, sampled, tokenize, no
     latents, _ = edited(denoiser, CAT, edits, noise)
     assert largest(latents, plain.expand_as(latents)) < 1e-10
     single = sampled(routed(torch.float32), [tokenize(CAT)], noise.float(), NoEdit())
-    latents, _ = edited(routed(torch.float32), CAT, edits, noise.float())
+    latents, _ = edited(routed(torch.float32), CAT, edits[1:2], noise.float())
     assert largest(latents, single.expand_as(latents)) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_edit_among_others_equals_it_alone(edited, routed, noise, dtype):
+def test_an_edit_among_others_equals_it_alone(edited, routed, noise):
     """Kinds mixed, each with its own windows and masks, and different numbers of word columns."""
-    denoiser, noise = routed(dtype), noise.to(dtype)
+    denoiser = routed()
     edits = [
         Edit(DOG, blend=("cat", "dog"), blend_threshold=0.6),
         Edit(SOFA, self_replace_steps=0.8, weights={"leather": 2}),
@@ -394,9 +393,8 @@ def test_an_edit_among_others_equals_it_alone(edited, routed, noise, dtype):
     together, acting = edited(denoiser, CAT, edits, noise)
     for target, edit in enumerate(edits, start=1):
         alone, acting_alone = edited(denoiser, CAT, [edit], noise)
-        close = 1e-5 if dtype == torch.float32 else 1e-10
-        assert largest(together[target], alone[1]) < close
-        assert largest(together[0], alone[0]) < close
+        assert largest(together[target], alone[1]) < 1e-10
+        assert largest(together[0], alone[0]) < 1e-10
         if acting_alone.masks is not None:
             assert torch.equal(acting.masks[target - 1], acting_alone.masks[0])
         else:
@@ -435,10 +433,10 @@ class Recorded:
 def test_a_users_mask_leaves_the_outside_exactly_at_the_source(
     sampled, control, routed, tokenize, noise, dtype
 ):
-    mask = torch.zeros(64, 64, dtype=torch.bool)  # four pixels a latent
-    mask[9:30, 12:50] = True
-    inside = torch.zeros(16, 16, dtype=torch.bool)
-    inside[2:8, 3:13] = True
+    mask = torch.zeros(48, 48, dtype=torch.bool)  # four pixels a latent
+    mask[9:30, 12:41] = True
+    inside = torch.zeros(12, 12, dtype=torch.bool)
+    inside[2:8, 3:11] = True
     prompts = [tokenize(p) for p in (CAT, DOG, PORCUPINE)]
     acting = Recorded(control(CAT, [Edit(DOG, mask=mask), Edit(PORCUPINE)]))
     latents = sampled(routed(dtype), prompts, noise.to(dtype), acting)
@@ -469,8 +467,8 @@ def test_a_blend_leaves_the_outside_of_its_mask_exactly_at_the_source(
 
 def test_a_users_mask_and_a_blend_meet(edited, routed, noise):
     denoiser = routed()
-    mask = torch.zeros(16, 16, dtype=torch.bool)
-    mask[:, :9] = True
+    mask = torch.zeros(12, 12, dtype=torch.bool)
+    mask[:, :7] = True
     blend = {"blend": ("cat", "dog"), "blend_threshold": 0.7}
     _, free = edited(denoiser, CAT, [Edit(DOG, **blend)], noise)
     latents, both = edited(denoiser, CAT, [Edit(DOG, mask=mask, **blend)], noise)
@@ -523,8 +521,13 @@ def test_an_unknown_word_is_named_beside_the_words_there_are(control, edit, word
         control(CAT, [edit])
 
 
+def test_no_edit_at_all_is_refused(control):
+    with pytest.raises(ValueError, match="at least one target"):
+        control(CAT, [])
+
+
 def test_what_was_touched_is_counted(edited, routed, layers, noise):
-    mask = torch.ones(16, 16, dtype=torch.bool)
+    mask = torch.ones(12, 12, dtype=torch.bool)
     edits = [
         Edit(DOG, cross_replace_steps={"default": (0.2, 0.6), "dog": (0.4, 1)}),
         Edit(DOG, cross_replace_steps=0, self_replace_steps=(0.2, 0.8)),
@@ -553,5 +556,5 @@ def test_heat_maps_are_of_the_words_that_an_edit_is_about(edited, routed, noise)
     assert list(acting.heat_maps(2)) == ["a", "cat", "on", "the", "mat"]
     for target in range(3):
         for heat in acting.heat_maps(target).values():
-            assert heat.shape == (8, 8)
+            assert heat.shape == (6, 6)
             assert heat.min() > 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .alignment import KINDS, Kind
@@ -58,6 +59,11 @@ class Edit:
                 )
         if isinstance(self.blend, str) and self.blend != "auto":
             raise ValueError(f"blend={self.blend!r}; give a tuple of words or 'auto'")
+        if self.mask is not None and (self.mask.ndim != 2 or self.mask.dtype != torch.bool):
+            raise ValueError(
+                f"mask has shape {list(self.mask.shape)} and {self.mask.dtype}; "
+                "[H, W] and torch.bool are expected"
+            )
         if self.subtract and not self.blend:
             raise ValueError(
                 "subtract words take a region out of blend's; name words to blend as well"

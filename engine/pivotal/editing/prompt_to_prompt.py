@@ -46,6 +46,8 @@ class PromptToPrompt:
         steps: int,
         layers: Layers,
     ) -> None:
+        if not edits:
+            raise ValueError("edits are empty; at least one target is expected")
         self.steps = steps
         self.layers = layers
         self.plans = [
