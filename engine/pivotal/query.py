@@ -117,9 +117,7 @@ class ImageLoss(_Rows):
 class _Query(_Rows):
     latents: Tensor  # [B, C, h, w] float32 (float64 where an exact method asks for it)
     timesteps: Tensor  # [B] float32, the model's training index, also between integers
-    alpha_bars: (
-        Tensor  # [B] float64, the level the latents are at; on the way up not the timesteps'
-    )
+    alpha_bars: Tensor  # [B] float64, the level at which the network's prediction is read
     conditioning: Conditioning
 
     def __post_init__(self) -> None:
@@ -237,7 +235,7 @@ class NoiseGradient(_Query):
         return answer
 
     def batch_key(self) -> Hashable:
-        return (super().batch_key(), self.wrt)
+        return (super().batch_key(), self.wrt, self.scale.dtype, self.offset.dtype)
 
 
 LatentLoss = Callable[[Tensor], Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -73,6 +76,11 @@ class ScheduleConfig:
         name = str(config.get("_class_name", "DDIMScheduler"))
         known = _SILENT | _CLASS_DEFAULTS.get(name, {})
         known.update({k: v for k, v in config.items() if v is not None})
+        for name in ("clip_sample", "thresholding"):
+            if config.get(name):
+                logger.warning(
+                    "%s in the scheduler's config is ignored: it can't be inverted", name
+                )
         if known.get("trained_betas") is not None:
             known["trained_betas"] = tuple(float(beta) for beta in known["trained_betas"])
         fields = ScheduleConfig.__dataclass_fields__

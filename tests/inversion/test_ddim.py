@@ -76,20 +76,13 @@ def order(values, counts=COUNTS):
     return -((x - x.mean()) * (y - y.mean())).sum().item() / (x - x.mean()).square().sum().item()
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_the_round_trip_converges_at_first_order_on_a_gaussian(gaussian, data, kind):
     for values in errors(gaussian, fine_levels(kind), data):
         assert order(values) == pytest.approx(1.0, abs=0.06)
         ratios = [coarse / fine for coarse, fine in itertools.pairwise(values)]
         assert ratios[-1] == pytest.approx(2.0, abs=0.03)
         assert all(1.8 < ratio < 2.1 for ratio in ratios)
-
-
-def test_an_x0_network_converges_too(gaussian, data):
-    for values in errors(gaussian, fine_levels("sample"), data, COUNTS[1:]):
-        assert values == sorted(values, reverse=True)
-        assert order(values, COUNTS[1:]) > 1
-        assert values[-1] < 0.02
 
 
 def test_the_round_trip_converges_on_sds_own_table(gaussian, data):
@@ -105,13 +98,7 @@ def test_the_round_trip_converges_on_sds_own_table(gaussian, data):
     [
         "epsilon",
         "v_prediction",
-        pytest.param(
-            "sample",
-            marks=pytest.mark.xfail(
-                reason="an x0 prediction made for the destination's level, split at the latents' "
-                "own, leaves an eps that is wrong by the levels' difference over a small spread"
-            ),
-        ),
+        "sample",
     ],
 )
 def test_the_destinations_timestep_beats_the_sources_at_fifty_steps(gaussian, data, kind):
@@ -164,7 +151,7 @@ def test_the_round_trip_of_a_network_falls_with_every_doubling(
         _, back = there_and_back(denoiser, levels.schedule(steps), z, prompts())
         found.append(rms(back - z))
     assert found == sorted(found, reverse=True)
-    assert found[-1] < (0.9 if kind == "sample" else 0.6) * found[0]
+    assert found[-1] < (0.95 if kind == "sample" else 0.6) * found[0]
 
 
 def test_pivots_are_the_baselines(torch_denoiser, plain_unet, levels, latents, prompts):

@@ -25,7 +25,7 @@ def word_mask(maps: Tensor, size: tuple[int, int], threshold: float, *, pool: bo
 
 
 def blend(latents: Tensor, mask: Tensor) -> Tensor:
-    """Targets (the rows after the first) take the source's latents outside their masks [T, h, w]."""
+    """Targets, the rows after the first, take the source's latents outside masks [T, h, w]."""
     source, targets = latents[:1], latents[1:]
     return torch.cat([source, torch.where(mask[:, None], targets, source)])
 

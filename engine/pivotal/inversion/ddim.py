@@ -14,7 +14,7 @@ from pivotal.control import Control
 from pivotal.query import Algorithm, Conditioning, Progress
 from pivotal.sampling.ddim import sample
 from pivotal.sampling.guidance import guided_noise
-from pivotal.sampling.steps import ddim_step
+from pivotal.sampling.steps import ddim_coefficients
 from pivotal.schedule import Schedule
 
 from .base import Inverted
@@ -51,15 +51,14 @@ def trajectory(
     for step, (low, high) in enumerate(schedule.ascending()):
         yield from Progress("invert", step, schedule.steps)
         asked = high if options.asked_at == "destination" else low
+        # The prediction is read at the level the network believes in: v and x0 then mean the eps
+        # that an eps network would have said. At zero terminal SNR that level says nothing.
+        read = asked if asked.alpha_bar > 0 else low
         noise = yield from guided_noise(
-            latents,
-            low,
-            conditioning,
-            null,
-            options.guidance_scale,
-            timestep=asked.timestep,
+            latents, read, conditioning, null, options.guidance_scale, timestep=asked.timestep
         )
-        latents = ddim_step(noise, high)
+        a, b = ddim_coefficients(low, high)
+        latents = a * latents + b * noise.eps
         pivots.append(latents)
     return pivots
 

@@ -1,4 +1,6 @@
-"""Proof that every attention layer follows its route: one layer is routed at a time, the output must change.
+"""Proof that every attention layer follows its route.
+
+One layer is routed at a time, and the output must change.
 
 A fast attention that bypasses a hook would ignore every edit silently; this finds it when a UNet is
 adapted, compiled or exported, before any picture is made.
@@ -24,9 +26,9 @@ def probe_routes(
 ) -> dict[str, float]:
     """How much routing each layer alone changes eps: layer name to the largest difference.
 
-    conditioning: two rows, of different prompts. latents: [2, C, h, w], different. Row 0 is the donor,
-    row 1 is asked twice unrouted (their difference is the rounding floor), then once for each layer.
-    Raises EditWithoutEffectError naming the layers that ignore their route.
+    conditioning: two rows, of different prompts. latents: [2, C, h, w], different. Row 0 is the
+    donor; row 1 is asked twice unrouted (their difference is the rounding floor), then once for
+    each layer. Raises EditWithoutEffectError naming the layers that ignore their route.
     """
     rows = 3 + len(layers)
     select = torch.tensor([0] + [1] * (rows - 1))
@@ -53,8 +55,8 @@ def _ask(
     latents: Tensor, conditioning: Conditioning, routes: AttentionRoutes
 ) -> Algorithm[Noise]:
     rows = latents.shape[0]
-    middle = torch.full((rows,), 500.0)
-    half = torch.full((rows,), 0.5, dtype=torch.float64)
+    middle = torch.full((rows,), 500.0, device=latents.device)
+    half = torch.full((rows,), 0.5, dtype=torch.float64, device=latents.device)
     return (yield from Denoise(latents, middle, half, conditioning, routes))
 
 
