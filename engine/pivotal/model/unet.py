@@ -146,7 +146,9 @@ class _RoutedProcessor:
             )
             if maps is not None and reported is not None:
                 reported.append(maps)
-        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+        merged = out.transpose(1, 2).flatten(2)  # [B, N, C]
+        projected_back: Tensor = attn.to_out[1](attn.to_out[0](merged))
+        return projected_back
 
 
 def _attention_layers(unet: UNet2DConditionModel) -> tuple[AttentionLayer, ...]:
