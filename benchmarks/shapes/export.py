@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from shapes.networks import build_autoencoder, build_scheduler, build_text_encoder, build_unet
+from shapes.train_autoencoder import freeze_encoder
 from shapes.training import load_averaged
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
@@ -26,6 +27,9 @@ def build_pipeline(folder: Path) -> StableDiffusionPipeline:
         build_autoencoder(scale), build_unet(), build_text_encoder(tokenizer),
     )  # fmt: skip
     load_averaged(folder / "autoencoder", {"vae": vae})
+    if (folder / "decoder" / "checkpoint.pt").exists():
+        freeze_encoder(vae)
+        load_averaged(folder / "decoder", {"vae": vae})
     if (folder / "denoiser" / "checkpoint.pt").exists():
         load_averaged(folder / "denoiser", {"unet": unet, "text_encoder": text_encoder})
     return StableDiffusionPipeline(

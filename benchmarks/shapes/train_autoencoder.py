@@ -16,7 +16,7 @@ from shapes.networks import build_autoencoder
 from shapes.palette import held_out_triples
 from shapes.photographs import held_out_photograph, load_pyramids, sample_crop
 from shapes.scenes import draw, sample_held_out, sample_scene
-from shapes.training import Budget, Draws, train
+from shapes.training import Budget, Draws, load_averaged, train
 
 PHOTOGRAPHS = 0.25
 
@@ -30,10 +30,18 @@ def held_out_images(count: int, seed: int = 7) -> np.ndarray:
 
 
 class AutoencoderTask:
-    """Reconstruct scenes and photographs; a faint KL keeps the latents bounded."""
+    """Reconstruct scenes and photographs; a faint KL keeps the latents bounded.
 
-    def __init__(self) -> None:
+    encoded_by: a folder with a trained autoencoder, whose encoder stays as it is: the decoder is
+    trained on, from its means, and latents keep their meaning.
+    """
+
+    def __init__(self, encoded_by: Path | None = None) -> None:
         self.vae = build_autoencoder()
+        self.decoder_only = encoded_by is not None
+        if encoded_by is not None:
+            load_averaged(encoded_by, {"vae": self.vae})
+            freeze_encoder(self.vae)
         self.modules: dict[str, torch.nn.Module] = {"vae": self.vae}
         self.pyramids = load_pyramids()
 
@@ -47,7 +55,8 @@ class AutoencoderTask:
                 images.append(draw(sample_scene(draws.numpy))[0])
         pixels = to_tensor(np.stack(images))
         posterior = self.vae.encode(pixels).latent_dist
-        decoded = self.vae.decode(posterior.sample(generator=draws.torch)).sample
+        latents = posterior.mode() if self.decoder_only else posterior.sample(draws.torch)
+        decoded = self.vae.decode(latents).sample
         square = (decoded - pixels).square().mean()
         absolute = (decoded - pixels).abs().mean()
         divergence = posterior.kl().mean()
@@ -73,6 +82,12 @@ class AutoencoderTask:
         )
 
 
+def freeze_encoder(vae: AutoencoderKL) -> None:
+    """Leave only the decoder's parameters to train."""
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+
+
 def round_trip(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
     """Encode by the mean and decode, float32 [B, 3, 64, 64]."""
     with torch.no_grad():
@@ -82,7 +97,8 @@ def round_trip(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(".runs/autoencoder"))
+    parser.add_argument("--folder", type=Path, default=Path(".runs"))
+    parser.add_argument("--decoder", action="store_true", help="train the decoder on, alone")
     parser.add_argument("--minutes", type=float, default=16.0)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4, help="images a worker a step")
@@ -93,7 +109,12 @@ def main() -> None:
         minutes=options.minutes, workers=options.workers, batch=options.batch,
         learning_rate=options.learning_rate, seed=options.seed, ema_decay=0.998,
     )  # fmt: skip
-    train(partial(AutoencoderTask), budget, options.folder, show_every=1000)
+    trained = options.folder / "autoencoder"
+    if options.decoder:
+        task = partial(AutoencoderTask, trained)
+        train(task, budget, options.folder / "decoder", show_every=500)
+    else:
+        train(AutoencoderTask, budget, trained, show_every=1000)
 
 
 if __name__ == "__main__":
