@@ -274,6 +274,19 @@ def test_a_low_precision_network_is_near_the_exact_one(torch_denoiser, query):
     torch.testing.assert_close(whole, query().latents, rtol=1e-5, atol=1e-5)
 
 
+def test_a_small_residual_has_a_gradient_in_float16(torch_denoiser, query, gradient_query):
+    def gradient(network, dtype):
+        """At a residual of 1e-4, whatever eps the network says."""
+        denoiser, asked = torch_denoiser(dtype=network), gradient_query(dtype=dtype)
+        scale = torch.full_like(asked.scale, 0.05)
+        offset = 1e-4 * asked.offset - 0.05 * denoiser.answer(query(dtype=dtype)).eps
+        return denoiser.answer(replace(asked, scale=scale, offset=offset)).gradient.double()
+
+    exact = gradient(torch.float64, torch.float64)
+    error = (gradient(torch.float16, torch.float32) - exact).square().mean().sqrt()
+    assert error < 0.25 * exact.square().mean().sqrt()
+
+
 def test_no_gradient_is_kept_on_weights_or_inputs(torch_denoiser, gradient_query):
     denoiser, asked = torch_denoiser(), gradient_query()
     denoiser.answer(asked)

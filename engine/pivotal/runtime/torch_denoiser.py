@@ -96,10 +96,11 @@ class TorchDenoiser:
             prediction, _ = self._predict(latents, query.timesteps, conditioning, None)
             eps, _ = eps_and_x0(prediction, latents, query.alpha_bars, self.prediction_type)
             residual = query.scale[:, None, None, None] * eps + query.offset
-            loss = residual.square().mean(
-                dim=(1, 2, 3)
-            )  # rows are independent: one backward for all
-            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+            loss = residual.square().mean(dim=(1, 2, 3))
+            boost = _boost(query.scale, residual.detach())
+            # Rows are independent: one backward for all.
+            (gradient,) = torch.autograd.grad((boost * loss).sum(), variable)
+        gradient = gradient / boost.view(-1, *[1] * (gradient.ndim - 1))
         self.rows_backward += query.rows
         return NoiseLoss(eps.detach(), loss.detach(), gradient)
 
@@ -141,3 +142,13 @@ class TorchDenoiser:
             routes,
         )
         return prediction.to(latents.device), word_maps
+
+
+def _boost(scale: Tensor, residual: Tensor) -> Tensor:
+    """A factor [B] on each row's loss that brings its gradient at eps to about 1.
+
+    That gradient, `2 scale residual / size`, is smaller than float16 can say. Powers of two, so
+    that a float32 network's gradient stays as it is.
+    """
+    largest = 2 * scale.abs() * residual.abs().amax(dim=(1, 2, 3)) / residual[0].numel()
+    return torch.exp2(-largest.clamp(min=2.0**-60).log2().floor())
