@@ -185,3 +185,4 @@ def test_a_gpu_agrees_with_the_cpu(inversion, picture):
     assert torch.allclose(again.inverted.noise.cpu(), inversion.inverted.noise, atol=2e-2)
     edited = engine.edit(inversion, "a blue circle on a gray background", blend="auto")
     assert np.isfinite(edited.latents.cpu().numpy()).all()
+    assert engine.reconstruct(inversion).picture.shape == picture.shape  # from a file: on the CPU

@@ -143,7 +143,9 @@ class Engine:
         job = self._replay(inversion, [inversion.prompt], scale, NoEdit(), on_progress)
         rows = job.rows_asked
         clock.lap("sample")
-        round_trip, picture = self._decode(torch.cat([inversion.latents, job.result()]))
+        round_trip, picture = self._decode(
+            torch.cat([inversion.latents.to(self.model.device), job.result()])
+        )
         clock.lap("decode")
         source = inversion.picture.pixels
         unguided = None
