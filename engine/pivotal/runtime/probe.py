@@ -51,9 +51,7 @@ def probe_routes(
     return changes
 
 
-def _ask(
-    latents: Tensor, conditioning: Conditioning, routes: AttentionRoutes
-) -> Algorithm[Noise]:
+def _ask(latents: Tensor, conditioning: Conditioning, routes: AttentionRoutes) -> Algorithm[Noise]:
     rows = latents.shape[0]
     middle = torch.full((rows,), 500.0, device=latents.device)
     half = torch.full((rows,), 0.5, dtype=torch.float64, device=latents.device)
