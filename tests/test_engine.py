@@ -94,6 +94,12 @@ def test_an_edit_that_would_do_nothing_is_refused(engine, inversion):
         )  # fmt: skip
 
 
+def test_options_beside_an_edit_are_refused_not_dropped(engine, inversion):
+    edit = pivotal.Edit("a blue circle on a gray background")
+    with pytest.raises(ValueError, match="blend are for targets given as text"):
+        engine.edit(inversion, edit, blend="auto")
+
+
 def test_a_word_that_is_nowhere_is_named(engine, inversion):
     with pytest.raises(ValueError, match="'unicorn' is in neither prompt"):
         engine.edit(inversion, "a blue circle on a gray background", blend=("unicorn",))

@@ -181,9 +181,13 @@ class Engine:
         clock = _Clock()
         self._require_same_model(inversion)
         wishes = [target] if isinstance(target, str | Edit) else list(target)
-        edits = [w if isinstance(w, Edit) else Edit(target=w, **options) for w in wishes]
-        if not edits:
+        if not wishes:
             raise ValueError("give at least one target to edit to")
+        if options and any(isinstance(wish, Edit) for wish in wishes):
+            raise ValueError(
+                f"options {', '.join(options)} are for targets given as text; an Edit has its own"
+            )
+        edits = [w if isinstance(w, Edit) else Edit(target=w, **options) for w in wishes]
         scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
         prompts = [inversion.prompt, *(edit.target for edit in edits)]
         tokens = [self.model.text.tokens(prompt) for prompt in prompts]
