@@ -78,6 +78,13 @@ def test_a_user_mask_keeps_the_outside(engine, inversion):
     assert edited.outside_mask_psnr[0] is not None
 
 
+def test_a_mask_of_another_size_is_refused(engine, inversion):
+    mask = torch.ones(96, 128, dtype=torch.bool)
+    edit = pivotal.Edit("a blue circle on a gray background", mask=mask)
+    with pytest.raises(ValueError, match=r"is \[96, 128\]; the inverted picture is \[64, 64\]"):
+        engine.edit(inversion, edit)
+
+
 def test_an_edit_reports_what_it_touched_and_where_its_words_look(engine, inversion):
     edited = engine.edit(inversion, "a blue circle on a gray background", blend="auto")
     assert set(edited.touched[0]) == {"cross", "self", "blend"}

@@ -188,6 +188,13 @@ class Engine:
                 f"options {', '.join(options)} are for targets given as text; an Edit has its own"
             )
         edits = [w if isinstance(w, Edit) else Edit(target=w, **options) for w in wishes]
+        size = inversion.picture.size
+        for edit in edits:
+            if edit.mask is not None and tuple(edit.mask.shape) != size:
+                raise ValueError(
+                    f"the mask of the edit to {edit.target!r} is {list(edit.mask.shape)}; the "
+                    f"inverted picture is {list(size)} (fitted to the model: inversion.picture)"
+                )
         scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
         prompts = [inversion.prompt, *(edit.target for edit in edits)]
         tokens = [self.model.text.tokens(prompt) for prompt in prompts]
@@ -201,8 +208,7 @@ class Engine:
         clock.lap("edit")
         reconstruction, *pictures = self._decode(latents)
         clock.lap("decode")
-        height, width = inversion.picture.size
-        masks = [_pixel_mask(control, index, (height, width)) for index in range(len(edits))]
+        masks = [_pixel_mask(control, index, size) for index in range(len(edits))]
         return Edited(
             pictures=pictures,
             reconstruction=reconstruction,

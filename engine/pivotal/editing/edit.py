@@ -28,7 +28,7 @@ class Edit:
     side. weights: factors on the attention of target words, also negative. blend: words whose
     attention bounds the change (LocalBlend), "auto" for those that differ, () for none; names may
     be of either prompt. subtract: words whose region is left out of it. mask: [H, W] bool, where
-    the picture may change.
+    the inverted picture, as it was fitted to the model, may change.
     """
 
     target: str
