@@ -323,7 +323,8 @@ class Engine:
         shape = (2, self.model.autoencoder.channels, side, side)
         latents = torch.randn(shape, generator=generator).to(self.model.device)
         conditioning = self._encode(["a cat", "blue sky"], self.model.default_size)
-        probe_routes(self.denoiser, self.model.unet.layers, conditioning, latents)
+        with self._lock:
+            probe_routes(self.denoiser, self.model.unet.layers, conditioning, latents)
         self._probed = True
 
 
