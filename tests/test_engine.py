@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import pivotal
-from pivotal.errors import EditWithoutEffectError, ModelError
+from pivotal.errors import EditWithoutEffectError, ModelError, NonFiniteError
 
 PROMPT = "a red circle on a gray background"
 STEPS = 8
@@ -128,6 +128,12 @@ def test_a_seed_gives_the_same_picture_alone_and_in_company(engine):
     together = engine.generate(prompts, num_inference_steps=STEPS, seed=3)
     alone = engine.generate(prompts[1], num_inference_steps=STEPS, seed=4)
     assert np.abs(alone[0].astype(int) - together[1]).max() <= 1
+
+
+def test_embeddings_that_are_not_finite_are_refused_where_they_arise(engine, picture):
+    options = {"learning_rate": 1e38, "inner_steps": 2, "early_stop": 0}
+    with pytest.raises(NonFiniteError, match="null-text inversion"):
+        engine.invert(picture, PROMPT, num_inference_steps=2, options=options)
 
 
 def test_threads_take_turns(engine, inversion):

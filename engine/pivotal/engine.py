@@ -101,7 +101,8 @@ class Engine:
             on_progress,
         )
         inverted = job.result()
-        _require_finite(inverted.noise, f"{chosen.name} inversion")
+        for tensor in (inverted.noise, *inverted.stored.values()):
+            _require_finite(tensor, f"{chosen.name} inversion")
         clock.lap("invert")
         return Inversion(
             picture=picture,
@@ -346,8 +347,8 @@ def _decoder(model: Model) -> Decoder:
     return lambda latents: ((model.autoencoder.decode(latents) + 1) / 2).clamp(0, 1)
 
 
-def _require_finite(latents: Tensor, what: str) -> None:
-    if not bool(torch.isfinite(latents).all()):
+def _require_finite(values: Tensor, what: str) -> None:
+    if not bool(torch.isfinite(values).all()):
         raise NonFiniteError(
             f"{what} ended in NaN or infinity; use dtype float32, more steps or a lower guidance"
         )
