@@ -71,6 +71,8 @@ def invert(
     from .sheets import inversion_record
 
     path = output or Path(image.stem + ".safetensors")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"--output {str(path)!r}: an inversion is a .safetensors file")
     require_writable(path)
     console = Console(stderr=True)
     engine = _load(model, device, dtype)
@@ -129,7 +131,7 @@ def edit(
     """
     from .editing.edit import Edit
     from .figures import contact_sheet
-    from .images import require_writable, save_image
+    from .images import known_extension, require_writable, save_image
     from .inversion_file import read_inversion
     from .progress import ProgressBar
     from .sheets import edit_record, edit_row
@@ -147,6 +149,7 @@ def edit(
         for prompt in target
     ]
     path = output or Path(f"{inversion.stem}-edit.png")
+    known_extension(path)
     paths = [path] if len(edits) == 1 else _numbered(path, len(edits))
     sheet_path = path.with_name(f"{path.stem}-sheet.png")
     for each in (*paths, sheet_path):

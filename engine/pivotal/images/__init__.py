@@ -9,12 +9,12 @@ from .fitting import FitPolicy, Fitted, fit
 from .pixels import Mask, Pixels, check_pixels, from_tensor, psnr, to_tensor
 from .reading import ImageSource, Picture, read_image
 from .refusals import MAX_PIXELS, READABLE
-from .writing import require_writable, save_image, write_atomically
+from .writing import known_extension, require_writable, save_image, write_atomically
 
 __all__ = [
     "BACKGROUND", "MAX_PIXELS", "READABLE",
     "ImageSource", "Picture", "read_image",
     "FitPolicy", "Fitted", "fit",
     "Pixels", "Mask", "check_pixels", "to_tensor", "from_tensor", "psnr",
-    "save_image", "write_atomically", "require_writable",
+    "save_image", "write_atomically", "require_writable", "known_extension",
 ]  # fmt: skip

@@ -36,9 +36,7 @@ def save_image(pixels: Pixels, path: str | Path, metadata: Mapping[str, str] | N
     """
     check_pixels(pixels)
     path = Path(path)
-    options = _WRITERS.get(path.suffix.lower())
-    if options is None:
-        raise ValueError(f"{quoted(path)} needs a known extension: {', '.join(_WRITERS)}")
+    options = _WRITERS[known_extension(path)]
     buffer = BytesIO()
     extra = _metadata_options(metadata or {}, options["format"])
     try:
@@ -81,6 +79,14 @@ def require_writable(path: str | Path) -> None:
         raise OutputError(f"can't write {str(target)!r}: there is no folder {str(folder)!r}")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"can't write {str(target)!r}: no permission in {str(folder)!r}")
+
+
+def known_extension(path: Path) -> str:
+    """The extension that says how a picture is written. Raises ValueError for any other."""
+    extension = path.suffix.lower()
+    if extension not in _WRITERS:
+        raise ValueError(f"{quoted(path)} needs a known extension: {', '.join(_WRITERS)}")
+    return extension
 
 
 def _metadata_options(metadata: Mapping[str, str], kind: str) -> dict[str, Any]:
