@@ -114,6 +114,7 @@ def test_several_targets_give_a_picture_each(folder, inverted):
         (["edit", "cat.safetensors", "--target", TARGET, "--blend", "unicorn"], "unicorn"),
         (["edit", "cat.safetensors", "--target", TARGET, "--weight", "unicorn=2"], "unicorn"),
         (["edit", "cat.safetensors", "--target", TARGET, "--weight", "blue=very"], "very"),
+        (["edit", "cat.safetensors", "--target", TARGET, "--weight", "blue=nan"], "blue=nan"),
         (["edit", "cat.safetensors", "--target", TARGET, "--kind", "magic"], "magic"),
         (["edit", "cat.safetensors", "--target", TARGET, "--cross-replace-steps", "2"], "2"),
         (["edit", "cat.safetensors", "--target", TARGET, "--model", "random:sd9"], "sd9"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -52,6 +53,9 @@ class Edit:
         for window in windows.values() if isinstance(windows, Mapping) else (windows,):
             bounds(window)
         bounds(self.self_replace_steps)
+        for word, factor in self.weights.items():
+            if not math.isfinite(factor):
+                raise ValueError(f"weight {word}={factor}; a finite factor is expected")
         for name in ("blend_threshold", "subtract_threshold", "blend_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
