@@ -151,8 +151,9 @@ class Engine:
         source = inversion.picture.pixels
         unguided = None
         if scale != 1 and psnr(round_trip, picture) < psnr(source, round_trip):
-            job = self._replay(inversion, [inversion.prompt], 1.0, NoEdit(), None)
+            job = self._replay(inversion, [inversion.prompt], 1.0, NoEdit(), on_progress)
             unguided = self._decode(job.result())[0]
+            clock.lap("attribute")
         return Reconstruction(
             picture=picture,
             round_trip=round_trip,

@@ -60,8 +60,10 @@ def edit_row(inversion: Inversion, found: Reconstruction, edited: Edited, label:
 def inversion_record(inversion: Inversion, found: Reconstruction) -> dict[str, Any]:
     """The figures of an inversion, for --json and the file's report."""
     report = inversion.report
-    seconds = {**report["seconds"], "reconstruct": found.seconds["sample"]}
+    seconds = {name: report["seconds"][name] for name in ("load", "encode", "invert")}
+    seconds["reconstruct"] = found.seconds["sample"]
     seconds["decode"] = found.seconds["decode"]
+    seconds["attribute"] = found.seconds.get("attribute", 0.0)  # telling guidance from inversion
     return {
         "method": inversion.method,
         "steps": inversion.num_inference_steps,
