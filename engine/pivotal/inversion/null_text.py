@@ -27,9 +27,9 @@ from .base import Inverted
 class NullTextOptions:
     """guidance_scale: the guidance the embeddings are fitted for, and the edit's default.
 
-    Step i counts from the noisiest, 0. learning_rate falls as `1 - i / 100`. A row stops when its
-    loss before the last update was under `early_stop + i * early_stop_growth` (mean square of
-    latents).
+    Step i counts from the noisiest, 0. learning_rate falls as `1 - i / 100`; beyond 50
+    steps as `1 - i / (2 steps)`, so that it never reaches 0. A row stops when its loss before the
+    last update was under `early_stop + i * early_stop_growth` (mean square of latents).
     """
 
     guidance_scale: float = 7.5
