@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pivotal.cli import main
@@ -129,6 +130,17 @@ def test_wrong_input_gets_one_sentence_and_leaves_nothing(folder, inverted, argu
     assert named in done.stderr
     assert not done.stdout
     assert {path.name for path in folder.iterdir()} == before
+
+
+def test_a_full_device_gets_one_sentence(folder, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr("pivotal.engine.load", full)
+    done = pivotal("invert", "photo.png", "--prompt", PROMPT, cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pivotal: CUDA out of memory")
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["invert", "edit", "demo"])

@@ -206,6 +206,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"pivotal: {error}", markup=False, highlight=False, soft_wrap=True
         )
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported for --help
+            raise
+        reason = str(error).partition("\n")[0]
+        Console(stderr=True).print(
+            f"pivotal: {reason} Use --dtype float16, fewer targets or the CPU.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("pivotal: interrupted; nothing was written")
         sys.exit(130)
