@@ -197,6 +197,11 @@ def test_wrong_input_is_named(engine, picture, arguments, message):
         engine.invert(picture, PROMPT, **{"num_inference_steps": STEPS, **arguments})
 
 
+def test_generating_from_no_prompt_is_refused(engine):
+    with pytest.raises(ValueError, match="at least one prompt"):
+        engine.generate([])
+
+
 @pytest.mark.gpu
 def test_a_gpu_agrees_with_the_cpu(inversion, picture):
     engine = pivotal.Engine.load("shapes", device="cuda")

@@ -243,6 +243,8 @@ class Engine:
         """Text to image by DDIM. Prompt i starts from noise of `seed + i`, alone or in company."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         scale = self.model.family.guidance_scale if guidance_scale is None else guidance_scale
+        if not prompts:
+            raise ValueError("give at least one prompt to generate from")
         height, width = size or self.model.default_size
         autoencoder = self.model.autoencoder
         if height % autoencoder.scale or width % autoencoder.scale:
