@@ -136,18 +136,39 @@ def test_embeddings_that_are_not_finite_are_refused_where_they_arise(engine, pic
         engine.invert(picture, PROMPT, num_inference_steps=2, options=options)
 
 
+class Exclusive:
+    """Passes everything on, and notes whether two threads ever asked at once."""
+
+    def __init__(self, inner):
+        self.name, self.answers, self.inner = inner.name, inner.answers, inner
+        self.inside = threading.Lock()
+        self.met = False
+
+    def answer(self, query):
+        if not self.inside.acquire(blocking=False):
+            self.met = True
+            return self.inner.answer(query)
+        try:
+            return self.inner.answer(query)
+        finally:
+            self.inside.release()
+
+
 def test_threads_take_turns(engine, inversion):
     expected = engine.edit(inversion, "a blue circle on a gray background").pictures[0]
+    denoiser = Exclusive(engine.denoiser)
+    shared = pivotal.Engine(engine.model, denoiser)  # fresh: its first edit probes as well
     results = [None] * 3
 
     def work(index):
-        results[index] = engine.edit(inversion, "a blue circle on a gray background").pictures[0]
+        results[index] = shared.edit(inversion, "a blue circle on a gray background").pictures[0]
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert not denoiser.met
     assert all(np.array_equal(result, expected) for result in results)
 
 
