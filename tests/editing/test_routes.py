@@ -119,6 +119,18 @@ def test_automatic_blend_words_are_those_that_differ_and_not_their_namesakes(tok
     assert swapped.blend_columns[0, 1].nonzero().flatten().tolist() == [5]
 
 
+def test_a_word_that_stands_twice_has_two_heat_maps_and_one_named_twice_has_one(tokenize):
+    source, target = tokenize("a cat and a cat"), tokenize("a dog and a dog")
+    plan = plan_target(source, target, Edit(target.prompt, kind="swap"), STEPS)
+    assert [(word.text, word.tokens) for word in plan.heat_words] == [
+        ("dog", (2,)),
+        ("dog#2", (5,)),
+    ]
+    weighted = Edit(DOG, weights={"dog": 2})
+    plan = plan_target(tokenize(CAT), tokenize(DOG), weighted, STEPS)
+    assert [word.text for word in plan.heat_words] == ["dog"]
+
+
 @pytest.mark.parametrize(
     ("target", "kind"),
     [(CAT, "reweight"), (DOG, "swap"), ("a cat on a mat", "refine"), ("the dog", "refine")],

@@ -65,7 +65,7 @@ def plan_target(source: Tokens, target: Tokens, edit: Edit, steps: int) -> Targe
         windows=_windows(edit.cross_replace_steps, target, steps),
         self_steps=step_range(edit.self_replace_steps, steps),
         blend_columns=torch.stack([blend, _named(edit.subtract, source, target)]),
-        heat_words=(*alignment.changed[1], *weighted) or tuple(target.words()),
+        heat_words=_told_apart((*alignment.changed[1], *weighted) or target.words(), target),
     )
 
 
@@ -137,6 +137,17 @@ def _windows(windows: Window | Mapping[str, Window], target: Tokens, steps: int)
         alpha[:, tokens] = 0
         alpha[inside.start : inside.stop, tokens] = 1
     return alpha
+
+
+def _told_apart(words: Sequence[Word], target: Tokens) -> tuple[Word, ...]:
+    """Each word once; one that stands again later in the prompt by its number, as in `red#2`."""
+    told: dict[tuple[int, ...], Word] = {}
+    for word in words:
+        places = [w.tokens for w in target.words() if w.text.lower() == word.text.lower()]
+        again = word.tokens in places[1:]
+        name = f"{word.text}#{places.index(word.tokens) + 1}" if again else word.text
+        told.setdefault(word.tokens, Word(name, word.tokens))
+    return tuple(told.values())
 
 
 def _differing(alignment: Alignment) -> Tensor:
