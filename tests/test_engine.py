@@ -1,6 +1,7 @@
 """The engine on the bundled model: small, real, few steps."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 import pivotal
-from pivotal.errors import EditWithoutEffectError, ModelError, NonFiniteError
+from pivotal.errors import EditWithoutEffectError, InversionFileError, ModelError, NonFiniteError
 
 PROMPT = "a red circle on a gray background"
 STEPS = 8
@@ -73,7 +74,7 @@ def test_a_user_mask_keeps_the_outside(engine, inversion):
     mask[:, :32] = True
     edit = pivotal.Edit("a blue circle on a gray background", mask=mask)
     edited = engine.edit(inversion, edit)
-    outside = np.abs(edited.latents[1] - edited.latents[0])[:, :, 8:]
+    outside = (edited.latents[1] - edited.latents[0]).abs()[:, :, 8:]
     assert float(outside.max()) == 0
     assert edited.outside_mask_psnr[0] is not None
 
@@ -181,9 +182,36 @@ def test_progress_is_told_step_by_step(engine, picture):
     assert {notice.steps for notice in heard} == {STEPS}
 
 
-def test_an_inversion_of_another_model_is_refused(engine, inversion):
-    from dataclasses import replace
+@pytest.mark.parametrize("change", ["fewer steps", "nothing stored"])
+def test_an_inversion_that_lacks_what_its_replay_needs_is_refused(engine, picture, change):
+    fitted = engine.invert(picture, PROMPT, num_inference_steps=3, options={"inner_steps": 1})
+    if change == "fewer steps":
+        fitted = replace(fitted, num_inference_steps=4)
+    else:
+        fitted = replace(fitted, inverted=replace(fitted.inverted, stored={}))
+    with pytest.raises(InversionFileError, match="null_embeddings"):
+        engine.reconstruct(fitted)
 
+
+def test_the_edit_brings_the_source_back_beside_it(engine, inversion):
+    edited = engine.edit(inversion, "a blue circle on a gray background")
+    found = engine.reconstruct(inversion)
+    assert edited.source.psnr == pytest.approx(found.psnr, abs=0.01)
+    assert edited.source.vae_psnr == found.vae_psnr
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_guidance_that_is_no_number_is_refused_before_the_run(engine, inversion, scale):
+    with pytest.raises(ValueError, match="guidance_scale"):
+        engine.edit(inversion, "a blue circle on a gray background", guidance_scale=scale)
+
+
+def test_guidance_given_twice_is_refused(engine, picture):
+    with pytest.raises(ValueError, match="give it once"):
+        engine.invert(picture, PROMPT, guidance_scale=5, options={"guidance_scale": 3})
+
+
+def test_an_inversion_of_another_model_is_refused(engine, inversion):
     foreign = replace(inversion, fingerprint="0" * 64, model="elsewhere")
     with pytest.raises(ModelError, match="elsewhere"):
         engine.edit(foreign, "a blue circle on a gray background")

@@ -20,7 +20,7 @@ from .errors import PivotalError
 if TYPE_CHECKING:
     from .engine import Engine
     from .inversion_file import Inversion
-    from .results import Edited, Reconstruction
+    from .results import Edited
 
 app = typer.Typer(
     name="pivotal",
@@ -33,6 +33,9 @@ app = typer.Typer(
 Model = Annotated[str, typer.Option(help="`shapes`, a diffusers folder, a hub id, `random:sd1`.")]
 Device = Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.")]
 Dtype = Annotated[str, typer.Option(help="The UNet's: `float32`, `float16`, `bfloat16`.")]
+Variant = Annotated[str | None, typer.Option(help="The weights' variant, such as `fp16`.")]
+Revision = Annotated[str | None, typer.Option(help="A hub model's branch, tag or commit.")]
+Local = Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, no tables.")]
 
@@ -58,6 +61,9 @@ def invert(
     model: Model = "shapes",
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    variant: Variant = None,
+    revision: Revision = None,
+    local_files_only: Local = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -75,7 +81,14 @@ def invert(
         raise ValueError(f"--output {str(path)!r}: an inversion is a .safetensors file")
     require_writable(path)
     console = Console(stderr=True)
-    engine = _load(model, device, dtype)
+    engine = _load(
+        model,
+        device=device,
+        dtype=dtype,
+        variant=variant,
+        revision=revision,
+        local_files_only=local_files_only,
+    )
     with ProgressBar(console, quiet=quiet) as bar:
         inversion = engine.invert(
             image,
@@ -83,7 +96,7 @@ def invert(
             method=method,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
-            options=_options(option),
+            options=_named(option, "option"),
             policy=policy,  # type: ignore[arg-type]
             on_progress=bar,
         )
@@ -122,6 +135,9 @@ def edit(
     model: Annotated[str | None, typer.Option(help="Default: the inversion's.")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    variant: Variant = None,
+    revision: Revision = None,
+    local_files_only: Local = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -155,10 +171,16 @@ def edit(
     for each in (*paths, sheet_path):
         require_writable(each)
     console = Console(stderr=True)
-    engine = _load(model or source.model, device, dtype)
+    engine = _load(
+        model or source.model,
+        device=device,
+        dtype=dtype,
+        variant=variant,
+        revision=revision,
+        local_files_only=local_files_only,
+    )
     with ProgressBar(console, quiet=quiet) as bar:
         edited = engine.edit(source, edits, guidance_scale=guidance_scale, on_progress=bar)
-        found = engine.reconstruct(source, guidance_scale=guidance_scale, on_progress=bar)
     records = []
     for index, each in enumerate(paths):
         outputs = {"picture": str(each), "sheet": str(sheet_path)}
@@ -166,13 +188,13 @@ def edit(
         records.append(record)
         pixels = source.picture.unfit(edited.pictures[index])
         save_image(pixels, each, {"pivotal": json.dumps(record)})
-    row = edit_row(source, found, edited, inversion.stem)
+    row = edit_row(source, edited, inversion.stem)
     sheet = contact_sheet([row], title="pivotal edit", footer=_footer(engine, source), columns=6)
     save_image(sheet, sheet_path)
     if as_json:
         _print_json(records[0] if len(records) == 1 else {"edits": records})
     elif not quiet:
-        console.print(_edit_table(edited, records, found))
+        console.print(_edit_table(edited, records))
         for each in (*paths, sheet_path):
             console.print(f"saved {each}", markup=False)
 
@@ -217,37 +239,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
             soft_wrap=True,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("pivotal: interrupted; nothing was written")
-        sys.exit(130)
 
 
-def _load(model: str, device: str, dtype: str) -> Engine:
+def _load(model: str, **options: Any) -> Engine:
     from .engine import Engine
 
-    return Engine.load(model, device=device, dtype=dtype)
-
-
-def _options(given: Sequence[str] | None) -> dict[str, Any]:
-    return dict(_named(text, "option") for text in given or ())
+    return Engine.load(model, **options)
 
 
 def _weights(given: Sequence[str] | None) -> dict[str, float]:
     weights = {}
-    for text in given or ():
-        word, value = _named(text, "weight")
+    for word, value in _named(given, "weight").items():
         try:
             weights[word] = float(value)
         except ValueError:
-            raise ValueError(f"--weight {text!r}: {value!r} is not a number") from None
+            raise ValueError(f"--weight {word}={value}: {value!r} is not a number") from None
     return weights
 
 
-def _named(text: str, what: str) -> tuple[str, str]:
-    name, found, value = text.rpartition("=")
-    if not found or not name:
-        raise ValueError(f"--{what} {text!r}: write name=value")
-    return name, value
+def _named(given: Sequence[str] | None, what: str) -> dict[str, str]:
+    """`name=value` texts as a mapping."""
+    values: dict[str, str] = {}
+    for text in given or ():
+        name, found, value = text.rpartition("=")
+        if not found or not name:
+            raise ValueError(f"--{what} {text!r}: write name=value")
+        if name in values:
+            raise ValueError(f"--{what} {name} is given twice")
+        values[name] = value
+    return values
 
 
 def _numbered(path: Path, count: int) -> list[Path]:
@@ -280,7 +300,7 @@ def _inversion_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def _edit_table(edited: Edited, records: Sequence[dict[str, Any]], found: Reconstruction) -> Table:
+def _edit_table(edited: Edited, records: Sequence[dict[str, Any]]) -> Table:
     from .sheets import decibels
 
     table = Table("target", "edit", "layers", "steps", "outside the mask", "seconds")
@@ -293,5 +313,6 @@ def _edit_table(edited: Edited, records: Sequence[dict[str, Any]], found: Recons
             "no mask" if outside is None else decibels(outside),
             f"{record['seconds']['total']:.1f}",
         )
+    found = edited.source
     table.caption = f"reconstruction {decibels(found.psnr)}, VAE {decibels(found.vae_psnr)}"
     return table

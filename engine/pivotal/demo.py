@@ -45,7 +45,7 @@ class Subject:
 
 def subjects() -> list[Subject]:
     """The bundled pictures, neither of which the model's training saw."""
-    texts = json.loads((files("pivotal") / "bundled/pictures/pictures.json").read_text())
+    texts = json.loads((files("pivotal") / "bundled/pictures/pictures.json").read_text("utf-8"))
     return [
         Subject(text["label"], text["file"], text["prompt"], Edit(text["target"], blend="auto"))
         for text in texts

@@ -289,14 +289,22 @@ def drive(
 
 
 def drive_many(
-    algorithms: Sequence[Algorithm[Result]], denoiser: Denoiser, *, max_rows: int | None = None
+    algorithms: Sequence[Algorithm[Result] | Job[Result]],
+    denoiser: Denoiser,
+    *,
+    max_rows: int | None = None,
 ) -> list[Job[Result]]:
     """Run many algorithms together, sharing UNet batches; one's error never reaches another.
+
+    A `Job` brings its own name, method and listener.
 
     Returns the ended jobs in the order given; `job.result()` is the result or raises the job's
     error.
     """
-    jobs = [Job(algorithm, f"job {index}") for index, algorithm in enumerate(algorithms)]
+    jobs = [
+        each if isinstance(each, Job) else Job(each, f"job {index}")
+        for index, each in enumerate(algorithms)
+    ]
     driver = Driver(denoiser, max_rows=max_rows)
     for job in jobs:
         driver.add(job)

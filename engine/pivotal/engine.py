@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -81,10 +82,12 @@ class Engine:
         chosen = method_named(method)
         require(self.denoiser, chosen.needs, chosen.name)
         scale = self.model.family.guidance_scale if guidance_scale is None else guidance_scale
+        _require_finite_scale(scale)
         given = dict(options or {})
         if chosen.fits_guidance:
-            given = {"guidance_scale": scale, **given}
-            scale = float(given["guidance_scale"])
+            if "guidance_scale" in given:
+                raise ValueError(f"{chosen.name} is fitted for guidance_scale; give it once, there")
+            given["guidance_scale"] = scale
         typed = chosen.options_from(given)
         schedule = self.model.levels.schedule(num_inference_steps)
         source = read_image(image)
@@ -142,17 +145,16 @@ class Engine:
         clock = _Clock()
         scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
         job = self._replay(inversion, [inversion.prompt], scale, NoEdit(), on_progress)
-        rows = job.rows_asked
         clock.lap("sample")
         round_trip, picture = self._decode(
             torch.cat([inversion.latents.to(self.model.device), job.result()])
         )
         clock.lap("decode")
         source = inversion.picture.pixels
-        unguided = None
-        if scale != 1 and psnr(round_trip, picture) < psnr(source, round_trip):
-            job = self._replay(inversion, [inversion.prompt], 1.0, NoEdit(), on_progress)
-            unguided = self._decode(job.result())[0]
+        term = dominant_error(source, round_trip, picture, picture if scale == 1 else None)
+        if term is None:
+            unguided = self._replay(inversion, [inversion.prompt], 1.0, NoEdit(), on_progress)
+            term = dominant_error(source, round_trip, picture, self._decode(unguided.result())[0])
             clock.lap("attribute")
         return Reconstruction(
             picture=picture,
@@ -160,9 +162,9 @@ class Engine:
             guidance_scale=scale,
             psnr=psnr(source, picture),
             vae_psnr=psnr(source, round_trip),
-            dominant_error=dominant_error(source, round_trip, picture, unguided),
+            dominant_error=term,
             seconds=clock.laps,
-            unet_rows=rows,
+            unet_rows=job.rows_asked,
         )
 
     def edit(
@@ -208,21 +210,31 @@ class Engine:
         job = self._replay(inversion, prompts, scale, control, on_progress)
         latents = job.result()
         clock.lap("edit")
-        reconstruction, *pictures = self._decode(latents)
+        round_trip, picture, *pictures = self._decode(
+            torch.cat([inversion.latents.to(self.model.device), latents])
+        )
         clock.lap("decode")
+        source = inversion.picture.pixels
         masks = [_pixel_mask(control, index, size) for index in range(len(edits))]
         return Edited(
             pictures=pictures,
-            reconstruction=reconstruction,
+            source=Reconstruction(
+                picture=picture,
+                round_trip=round_trip,
+                guidance_scale=scale,
+                psnr=psnr(source, picture),
+                vae_psnr=psnr(source, round_trip),
+                dominant_error=dominant_error(source, round_trip, picture),
+                seconds=clock.laps,
+                unet_rows=job.rows_asked,
+            ),
             edits=edits,
             kinds=[plan.alignment.kind for plan in control.plans],
             heat_maps=[control.heat_maps(index) for index in range(len(edits))],
             masks=masks,
             outside_mask_psnr=[
-                None
-                if mask is None or bool(mask.all())
-                else psnr(inversion.picture.pixels, picture, ~mask.numpy())
-                for mask, picture in zip(masks, pictures, strict=True)
+                None if mask is None or bool(mask.all()) else psnr(source, edited, ~mask.numpy())
+                for mask, edited in zip(masks, pictures, strict=True)
             ],
             touched=[control.touched(index) for index in range(len(edits))],
             latents=latents,
@@ -243,6 +255,7 @@ class Engine:
         """Text to image by DDIM. Prompt i starts from noise of `seed + i`, alone or in company."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         scale = self.model.family.guidance_scale if guidance_scale is None else guidance_scale
+        _require_finite_scale(scale)
         if not prompts:
             raise ValueError("give at least one prompt to generate from")
         height, width = size or self.model.default_size
@@ -277,12 +290,15 @@ class Engine:
     ) -> Job[Tensor]:
         """Sample one row for each prompt back from an inversion, the source's first."""
         self._require_same_model(inversion)
+        _require_finite_scale(guidance_scale)
         method = method_named(inversion.method)
+        conditioning = self._encode(prompts, inversion.picture.size)
         inverted = inversion.inverted.to(self.model.device).expand(len(prompts))
+        method.check(inverted, inversion.num_inference_steps, conditioning)
         algorithm = method.replay(
             self.model.levels.schedule(inversion.num_inference_steps),
             inverted,
-            self._encode(prompts, inversion.picture.size),
+            conditioning,
             self._encode([""] * len(prompts), inversion.picture.size),
             guidance_scale,
             control,
@@ -348,6 +364,11 @@ class _Clock:
 def _decoder(model: Model) -> Decoder:
     """Latents to images in [0, 1], for losses on pictures."""
     return lambda latents: ((model.autoencoder.decode(latents) + 1) / 2).clamp(0, 1)
+
+
+def _require_finite_scale(guidance_scale: float) -> None:
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale={guidance_scale}; a finite number is expected")
 
 
 def _require_finite(values: Tensor, what: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from . import __version__
 from .errors import InversionFileError
 from .images import Fitted, write_atomically
 from .inversion.base import Inverted
@@ -84,7 +84,7 @@ def write_inversion(inversion: Inversion, path: str | Path) -> None:
             "box": picture.box,
             "inner": picture.inner,
         },
-        "versions": {name: version(name) for name in ("pivotal", "torch", "diffusers")},
+        "versions": {"pivotal": __version__, "torch": torch.__version__},
     }
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(Path(path), save(contiguous, metadata={"pivotal": json.dumps(document)}))

@@ -19,19 +19,20 @@ def squared_error(a: Pixels, b: Pixels) -> float:
 
 
 def dominant_error(
-    source: Pixels, round_trip: Pixels, reconstruction: Pixels, unguided: Pixels | None
-) -> Term:
+    source: Pixels, round_trip: Pixels, reconstruction: Pixels, unguided: Pixels | None = None
+) -> Term | None:
     """Which term loses most: the autoencoder, the inversion, or guidance.
 
     round_trip: source encoded and decoded. reconstruction: inverted and sampled back at the
-    guidance asked for. unguided: sampled back at guidance 1, needed where the first two differ more
-    than source and round trip. All uint8 [H, W, 3]. The autoencoder's error is source to round
-    trip; what follows is judged against the round trip.
+    guidance asked for. unguided: sampled back at guidance 1. All uint8 [H, W, 3]. The autoencoder's
+    error is source to round trip; what follows is judged against the round trip. None where it is
+    not the autoencoder, and `unguided` is not there to tell the other two apart.
     """
-    autoencoder = squared_error(source, round_trip)
     whole = squared_error(round_trip, reconstruction)
-    if whole <= autoencoder or unguided is None:
+    if whole <= squared_error(source, round_trip):
         return "autoencoder"
+    if unguided is None:
+        return None
     return "inversion" if squared_error(round_trip, unguided) > whole / 2 else "guidance"
 
 

@@ -15,14 +15,17 @@ from .images import Pixels
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """An inversion sampled back. Pictures uint8 [H, W, 3]; decibels against the source picture."""
+    """An inversion sampled back. Pictures uint8 [H, W, 3]; decibels against the source picture.
+
+    dominant_error: autoencoder, inversion or guidance; None where it was not looked into.
+    """
 
     picture: Pixels
     round_trip: Pixels  # the autoencoder alone
     guidance_scale: float
     psnr: float
     vae_psnr: float
-    dominant_error: str
+    dominant_error: str | None
     seconds: Mapping[str, float]
     unet_rows: int
 
@@ -31,14 +34,14 @@ class Reconstruction:
 class Edited:
     """What an edit gives: pictures of the model's size, and how they came about.
 
-    pictures: one uint8 [H, W, 3] each target. reconstruction: the source row, sampled back beside
-    them. heat_maps: for each target, word to [mh, mw]. masks: for each target, where it was allowed
+    pictures: one uint8 [H, W, 3] each target. source: the source row, sampled back beside them.
+    heat_maps: for each target, word to [mh, mw]. masks: for each target, where it was allowed
     to change (bool [H, W]), or None. outside_mask_psnr: decibels against the source outside that
     mask.
     """
 
     pictures: list[Pixels]
-    reconstruction: Pixels
+    source: Reconstruction
     edits: list[Edit]
     kinds: list[str]
     heat_maps: list[dict[str, Tensor]]
@@ -52,3 +55,7 @@ class Edited:
     @property
     def images(self) -> list[Image.Image]:
         return [Image.fromarray(pixels) for pixels in self.pictures]
+
+    @property
+    def reconstruction(self) -> Pixels:
+        return self.source.picture

@@ -32,7 +32,7 @@ def reconstruction_panel(inversion: Inversion, found: Reconstruction) -> Panel:
     return Panel(
         f"{inversion.method}, {guidance}",
         found.picture,
-        [decibels(found.psnr), f"mostly {found.dominant_error}"],
+        [decibels(found.psnr), *([f"mostly {term}"] if (term := found.dominant_error) else [])],
     )
 
 
@@ -49,9 +49,9 @@ def edit_panels(edited: Edited, index: int = 0) -> list[Panel]:
     return panels
 
 
-def edit_row(inversion: Inversion, found: Reconstruction, edited: Edited, label: str) -> Row:
+def edit_row(inversion: Inversion, edited: Edited, label: str) -> Row:
     """Everything about one image: how it was inverted, and what the edit made of it."""
-    panels = inversion_panels(inversion, found)
+    panels = inversion_panels(inversion, edited.source)
     for index in range(len(edited.pictures)):
         panels += edit_panels(edited, index)
     return Row(label, panels)

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from pivotal.editing.edit import Edit
-from pivotal.editing.routes import Layers, injected, plan_target, routes_at, word_columns
+from pivotal.editing.routes import (
+    WORD_COLUMNS,
+    Layers,
+    injected,
+    plan_target,
+    routes_at,
+    word_columns,
+)
 
 STEPS, LENGTH = 10, 16
 LAYERS = Layers(self_downscales=(1, 2, 4, 2, 1), cross_downscales=(1, 2, 2))
@@ -101,13 +108,26 @@ def test_word_columns_hold_blend_then_subtract_then_heat_maps(tokenize):
     ]
     plans = [plan_target(tokenize(CAT), tokenize(e.target), e, STEPS) for e in edits]
     columns = word_columns(plans)
-    assert columns.shape == (3, LENGTH, 5)
+    assert columns.shape == (3, LENGTH, WORD_COLUMNS)
+    assert not columns[:, :, 5:].any()
     named = [[columns[r, :, k].nonzero().flatten().tolist() for k in range(5)] for r in range(3)]
     assert named == [
         [[3], [6], [4], [], []],  # the source's, for each target
         [[3], [6], [3], [], []],  # dog is where cat was; its heat-map
         [[4], [], [2], [3], [4, 5]],
     ]
+
+
+def test_no_edit_changes_the_shape_of_its_routes(tokenize):
+    few = plan_target(tokenize(CAT), tokenize(DOG), Edit(DOG), STEPS)
+    many = plan_target(tokenize(CAT), tokenize(CAT), Edit(CAT, weights={"cat": 2}), STEPS)
+    assert word_columns([few]).shape == word_columns([many]).shape
+
+
+def test_targets_over_the_capacity_are_refused(tokenize):
+    plans = [plan_target(tokenize(CAT), tokenize(DOG), Edit(DOG), STEPS)] * 9
+    with pytest.raises(ValueError, match="9 targets at once; at most 8"):
+        word_columns(plans)
 
 
 def test_automatic_blend_words_are_those_that_differ_and_not_their_namesakes(tokenize):

@@ -109,9 +109,10 @@ def test_float32_is_close_to_the_baseline_and_stays_float32(
     apart = torch.stack(theirs.nulls, dim=1) - ours.stored["null_embeddings"].double()
     assert apart[:, 0].abs().median() < 1e-5
     assert apart[:, 0].abs().max() < 1e-3
-    first = [step[0] for step in theirs.losses]
+    # Adam's sign-like first steps make float32 rounding grow about tenfold a step from here on.
+    first = [step[0] for step in theirs.losses[:2]]
     torch.testing.assert_close(
-        ours.diagnostics["losses"][0, :, 0].double(),
+        ours.diagnostics["losses"][0, :2, 0].double(),
         torch.tensor(first).double(),
         rtol=0.02,
         atol=1e-6,
@@ -177,13 +178,17 @@ def test_the_cost_is_counted_by_the_denoiser(torch_denoiser, case, levels, rows)
     assert stopping.rows_forward == rows * STEPS * (1 + 1 + 1) + made_updates
 
 
-@pytest.mark.parametrize("options", [{"guidance_scale": 1.0}, {"inner_steps": 0}])
-def test_nothing_is_asked_where_nothing_is_fitted(torch_denoiser, recording, case, levels, options):
+@pytest.mark.parametrize(
+    ("options", "queries"), [({"guidance_scale": 1.0}, 2), ({"inner_steps": 0}, 3)]
+)
+def test_nothing_is_asked_where_nothing_is_fitted(
+    torch_denoiser, recording, case, levels, options, queries
+):
     denoiser = recording(torch_denoiser())
     one = case()
     inverted = invert(denoiser, levels.schedule(STEPS), one, **options)
     assert not any(isinstance(query, NoiseGradient) for query in denoiser.batches)
-    assert len(denoiser.batches) == 3 * STEPS
+    assert len(denoiser.batches) == queries * STEPS
     kept = one[2].hidden_states[:, None].expand(-1, STEPS, -1, -1)
     assert torch.equal(inverted.stored["null_embeddings"], kept)
     assert inverted.diagnostics["losses"].isnan().all()

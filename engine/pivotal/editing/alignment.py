@@ -33,13 +33,15 @@ class Alignment:
 
 def choose(source: Tokens, target: Tokens) -> Kind:
     """The edit that fits two prompts: equal tokens are re-weighted, words are swapped where the
-    prompts have as many words and at least half of them stay, and everything else is a refinement.
+    prompts have as many words and at least half of them stay (or they are one word), and everything
+    else is a refinement.
     """
     if source.ids == target.ids:
         return "reweight"
     ours, theirs = _texts(source), _texts(target)
     kept = sum(a == b for a, b in zip(ours, theirs, strict=False))
-    return "swap" if len(ours) == len(theirs) and 2 * kept >= len(ours) else "refine"
+    alike = 2 * kept >= len(ours) or len(ours) == 1
+    return "swap" if len(ours) == len(theirs) and alike else "refine"
 
 
 def align(source: Tokens, target: Tokens, kind: Kind) -> Alignment:

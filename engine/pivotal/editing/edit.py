@@ -42,7 +42,7 @@ class Edit:
     blend_threshold: float = 0.3
     subtract_threshold: float = 0.3
     blend_start: float = 0.2
-    mask: Tensor | None = None
+    mask: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in ("auto", *KINDS):

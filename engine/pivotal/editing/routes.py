@@ -22,6 +22,9 @@ from pivotal.tokens import Tokens, Word
 from .alignment import Alignment, align, choose
 from .edit import DEFAULT, Edit, Window, step_range
 
+WORD_COLUMNS = 16
+"""Capacity for word maps. Fixed, so that no edit changes a shape."""
+
 SELF_DOWNSCALE = 2
 """Self-attention is injected in layers whose side is at most the latents' over this."""
 
@@ -65,19 +68,26 @@ def plan_target(source: Tokens, target: Tokens, edit: Edit, steps: int) -> Targe
         windows=_windows(edit.cross_replace_steps, target, steps),
         self_steps=step_range(edit.self_replace_steps, steps),
         blend_columns=torch.stack([blend, _named(edit.subtract, source, target)]),
-        heat_words=_told_apart((*alignment.changed[1], *weighted) or target.words(), target),
+        heat_words=_told_apart((*alignment.changed[1], *weighted) or target.words(), target)[
+            : WORD_COLUMNS - 2
+        ],
     )
 
 
 def word_columns(plans: Sequence[TargetPlan]) -> Tensor:
-    """Columns whose maps are wanted: [1 + T, L, K].
+    """Columns whose maps are wanted: [1 + T, L, WORD_COLUMNS].
 
-    A target's row holds its blend words, its subtract words, then one column a heat-map word. The
-    source's row holds, for target t, blend words in column 2t and subtract words in 2t + 1.
+    A target's row holds its blend words, its subtract words, then one column a heat-map word (the
+    first ones, as many as fit). The source's row holds, for target t, blend words in column 2t and
+    subtract words in 2t + 1. Raises ValueError for more targets than the capacity holds.
     """
     length = plans[0].weights.shape[0]
-    count = max([2 * len(plans)] + [2 + len(plan.heat_words) for plan in plans])
-    columns = torch.zeros(1 + len(plans), length, count)
+    if 2 * len(plans) > WORD_COLUMNS:
+        raise ValueError(
+            f"{len(plans)} targets at once; at most {WORD_COLUMNS // 2} fit, edit the rest in "
+            "another call"
+        )
+    columns = torch.zeros(1 + len(plans), length, WORD_COLUMNS)
     for index, plan in enumerate(plans):
         for use in range(2):
             columns[0, :, 2 * index + use] = plan.blend_columns[use, 0]

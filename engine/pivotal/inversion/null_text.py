@@ -69,7 +69,9 @@ def invert(
         null, fit_losses = yield from fit(
             latents, pivot, high, low, cond.eps, null, step, schedule.steps, options
         )
-        uncond = yield from Denoise.at(latents, high, null)
+        uncond = cond  # at guidance 1 it cancels out
+        if options.guidance_scale != 1:
+            uncond = yield from Denoise.at(latents, high, null)
         latents = ddim_step(guide(uncond, cond, options.guidance_scale), low)
         embeddings.append(null.hidden_states)
         losses.append(fit_losses)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 
-from pivotal.query import Algorithm, Denoise, NoiseGradient
+from pivotal.errors import InversionFileError
+from pivotal.query import Algorithm, Conditioning, Denoise, NoiseGradient
 
 from . import ddim, null_text
 from .base import Inverted
@@ -28,14 +29,28 @@ class Method:
     replay: Callable[..., Algorithm[Tensor]]
     options: type
     needs: frozenset[type]  # the query types it asks
+    stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name to its shape, less B
     fits_guidance: bool = False  # its options hold the guidance scale it is fitted for
+
+    def check(self, inverted: Inverted, steps: int, conditioning: Conditioning) -> None:
+        """Raise InversionFileError unless what is stored is what this method's replay needs."""
+        length, width = conditioning.hidden_states.shape[1:]
+        sizes = {"steps": steps, "length": length, "width": width}
+        for name, dimensions in self.stored.items():
+            shape = [inverted.noise.shape[0], *(sizes[dimension] for dimension in dimensions)]
+            found = inverted.stored.get(name)
+            if found is None or list(found.shape) != shape:
+                raise InversionFileError(
+                    f"a {self.name} inversion of {steps} steps stores {name} {shape}; this one has "
+                    f"{'none' if found is None else list(found.shape)}; invert the image again"
+                )
 
     def options_from(self, given: Mapping[str, Any]) -> Any:
         """Typed options from names and values.
 
         Raises ValueError for an unknown name or a wrong value.
         """
-        known = {field.name: field for field in fields(self.options)}
+        known = {each.name: each for each in fields(self.options)}
         for name in given:
             if name not in known:
                 raise ValueError(
@@ -68,6 +83,7 @@ METHODS: Mapping[str, Method] = {
             replay=null_text.replay,
             options=null_text.NullTextOptions,
             needs=frozenset({Denoise, NoiseGradient}),
+            stored={"null_embeddings": ("steps", "length", "width")},
             fits_guidance=True,
         ),
     )

@@ -107,6 +107,8 @@ class TorchDenoiser:
     def _loss_gradient(self, query: LossGradient) -> ImageLoss:
         if self.decode is None:
             raise TypeError("LossGradient needs a denoiser with a decoder")
+        if self.prediction_type == "sample" and not query.through_unet:
+            raise ValueError("a network that predicts x0 has no gradient but through_unet=True")
         with torch.enable_grad():
             latents = query.latents.detach().clone().requires_grad_()
             with torch.set_grad_enabled(query.through_unet):
