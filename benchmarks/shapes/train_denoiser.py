@@ -14,6 +14,7 @@ from PIL import Image as Pictures
 from transformers import CLIPTokenizer
 
 from shapes.captions import caption
+from shapes.grounding import grounding_loss, regions_of, watch
 from shapes.latents import encode_scenes, scene_number
 from shapes.networks import build_autoencoder, build_scheduler, build_text_encoder, build_unet
 from shapes.palette import BACKGROUNDS, COLOURS, RADII, SHAPES
@@ -28,13 +29,18 @@ class Recipe:
     """What the loss does.
 
     Weighting the eps loss by `min((1 + SNR) / SNR, weight_limit)` makes it the v-prediction loss,
-    cut off: words are bound at high noise, where the plain eps loss is tiny.
+    cut off: words are bound at high noise, where the plain eps loss is tiny. A share `clear` of the
+    rows shows one object, not small, on an even background: there the loss has the most to gain
+    from the word for its shape, which is otherwise learnt long after the colours. `grounding`
+    weighs the loss that ties words to places (`grounding.py`).
     """
 
     weight_limit: float = 30.0
     dropout: float = 0.1
     high_noise: float = 0.3
     scenes: int = 24_000
+    clear: float = 0.5
+    grounding: float = 0.5
 
 
 class DenoiserTask:
@@ -44,6 +50,8 @@ class DenoiserTask:
         self.recipe = recipe
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
+        numbers = range(len(self.latents))
+        self.clear = np.array([i for i in numbers if is_clear(scene_number(i))])
         self.scale = json.loads((folder / "latents.json").read_text())["scaling_factor"]
         self.unet = build_unet()
         self.text_encoder = build_text_encoder(self.tokenizer)
@@ -51,13 +59,17 @@ class DenoiserTask:
             "unet": self.unet,
             "text_encoder": self.text_encoder,
         }
+        self.watched = watch(self.unet)
         self.alpha_bars = build_scheduler().alphas_cumprod
         self.autoencoder_folder = folder
 
     def loss(self, draws: Draws, batch: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The weighted eps loss of a batch of cached latents, each with a fresh caption."""
         rows = draws.numpy.integers(len(self.latents), size=batch)
-        prompts = [self._prompt(scene_number(int(row)), draws.numpy) for row in rows]
+        clear = self.clear[draws.numpy.integers(len(self.clear), size=batch)]
+        rows = np.where(draws.numpy.random(batch) < self.recipe.clear, clear, rows)
+        scenes = [scene_number(int(row)) for row in rows]
+        prompts = [self._prompt(scene, draws.numpy) for scene in scenes]
         clean = torch.from_numpy(self.latents[rows]) * self.scale
         timesteps = torch.from_numpy(self._timesteps(draws.numpy, batch))
         eps = torch.randn(clean.shape, generator=draws.torch)
@@ -68,7 +80,11 @@ class DenoiserTask:
         error = (predicted - eps).square().mean(dim=(1, 2, 3))
         snr = self.alpha_bars[timesteps] / (1 - self.alpha_bars[timesteps])
         weight = ((1 + snr) / snr).clamp(max=self.recipe.weight_limit)
-        return (weight * error).mean(), {"eps": float(error.detach().mean())}
+        tokens, places = regions_of(self.tokenizer, scenes, prompts, hidden.shape[1])
+        # Where an object is can't be seen in almost pure noise.
+        astray = self.alpha_bars[timesteps] ** 0.25 * grounding_loss(self.watched, tokens, places)
+        figures = {"eps": float(error.detach().mean()), "astray": float(astray.detach().mean())}
+        return (weight * error + self.recipe.grounding * astray).mean(), figures
 
     def _prompt(self, scene: Scene, rng: np.random.Generator) -> str:
         return "" if rng.random() < self.recipe.dropout else caption(scene, rng)
@@ -97,6 +113,12 @@ class DenoiserTask:
         )
         np.save(folder / "samples.npy", images)
         (folder / "samples.json").write_text(json.dumps(prompts, indent=0))
+
+
+def is_clear(scene: Scene) -> bool:
+    """One object, not small, on a plain or graded background."""
+    alone = len(scene.objects) == 1 and scene.objects[0].size != "small"
+    return alone and scene.background.texture in ("plain", "gradient")
 
 
 def show_prompts(count: int, seed: int = 3) -> list[str]:
@@ -129,15 +151,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=75.0)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=8, help="latents a worker a step")
-    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--decay-from", type=float, default=0.85, help="share of the budget")
+    parser.add_argument("--clear", type=float, default=0.5, help="share of clear rows")
     parser.add_argument("--show-every", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    recipe = Recipe()
+    recipe = Recipe(clear=options.clear)
     prepare(options.folder, recipe)
     budget = Budget(
         minutes=options.minutes, workers=options.workers, batch=options.batch,
-        learning_rate=options.learning_rate, seed=options.seed, ema_decay=0.999,
+        learning_rate=options.learning_rate, seed=options.seed, decay_from=options.decay_from,
+        ema_decay=0.996,
         warmup_steps=400, log_every=100,
     )  # fmt: skip
     task = partial(DenoiserTask, options.folder, recipe)

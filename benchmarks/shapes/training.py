@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import socket
 import time
@@ -35,6 +34,7 @@ class Budget:
     batch: int = 8
     learning_rate: float = 5e-4
     warmup_steps: int = 200
+    decay_from: float = 0.7
     final_rate: float = 0.02
     ema_decay: float = 0.999
     seed: int = 0
@@ -53,9 +53,12 @@ class Budget:
         return seconds / (60 * self.minutes)
 
     def rate(self, step: int, spent: float) -> float:
-        """Linear warm-up, then a cosine down to `final_rate` of the learning rate."""
-        cosine = 0.5 * (1 + math.cos(math.pi * min(spent, 1.0)))
-        decay = self.final_rate + (1 - self.final_rate) * cosine
+        """Linear warm-up, then constant, then a line down to `final_rate` of the learning rate.
+
+        Until `decay_from` of the budget is spent, a run can be given more without loss.
+        """
+        left = min(1.0, (1.0 - min(spent, 1.0)) / (1.0 - self.decay_from))
+        decay = self.final_rate + (1 - self.final_rate) * left
         return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps) * decay
 
 
