@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ GUIDANCE = 7.5
 # Chosen on the tuning scenes (`shapes.tune`): a shape can only change where the source's attention
 # is not injected for long.
 EDITS: dict[str, dict[str, Any]] = {
-    "colour": {"cross_replace_steps": 0.8, "self_replace_steps": 0.4},
-    "shape": {"cross_replace_steps": 0.2, "self_replace_steps": 0.0},
+    "colour": {"cross_replace_steps": 0.4, "self_replace_steps": 0.8, "blend_threshold": 0.5},
+    "shape": {"cross_replace_steps": 0.4, "self_replace_steps": 0.0, "blend_threshold": 0.5},
 }
 
 
@@ -102,12 +102,13 @@ def measure_scene(case: EditCase, settings: Settings) -> SceneResult:
     drifted = engine.reconstruct(ddim, guidance_scale=GUIDANCE)
     middle = time.perf_counter()
     null_text = engine.invert(source, case.prompt, method="null-text", **common)
-    fitted = engine.reconstruct(null_text)
     inverted = time.perf_counter()
     wish = Edit(case.target, blend=case.words, **settings.edits[case.kind])
-    edited = engine.edit(null_text, wish).pictures[0]
+    both = engine.edit(null_text, wish)
+    # The edit's source row is the inversion replayed without an edit.
+    fitted, edited = np.asarray(both.reconstruction), np.asarray(both.pictures[0])
     done = time.perf_counter()
-    pictures = np.stack([source, fitted.round_trip, fitted.picture, drifted.picture, edited])
+    pictures = np.stack([source, at_1.round_trip, fitted, drifted.picture, edited])
     decibels = [float(psnr(source[None], picture[None])[0]) for picture in pictures[1:4]]
     return SceneResult(
         case=case,
@@ -116,7 +117,7 @@ def measure_scene(case: EditCase, settings: Settings) -> SceneResult:
         ddim_at_1=float(psnr(source[None], np.asarray(at_1.picture)[None])[0]),
         ddim_at_guidance=decibels[2],
         edited=judge_edit(case, edited),
-        unedited=judge_edit(case, fitted.picture),
+        unedited=judge_edit(case, fitted),
         pictures=pictures,
         seconds={"ddim": middle - start, "null_text": inverted - middle, "edit": done - inverted},
     )
@@ -137,7 +138,7 @@ def sample_prompts(
 
 
 def main() -> None:
-    settings, processes, folder, note = _parse()
+    settings, processes, folder, note, minutes = _parse()
     console = Console()
     start = time.perf_counter()
     asked = prompt_cases(settings.prompts, settings.seed)
@@ -153,7 +154,10 @@ def main() -> None:
             for case in edit_cases(settings.scenes, settings.seed)
         ]
         generated = [task.result() for task in track(sampled, "prompts", console=console)]
-        scenes = [task.result() for task in track(measured, "scenes", console=console)]
+        left = None if minutes is None else max(60 * minutes - (time.perf_counter() - start), 0)
+        done, late = wait(measured, timeout=left)
+        pool.shutdown(wait=not late, cancel_futures=True)
+        scenes = [task.result() for task in measured if task in done]
     images = [picture for _, pictures in generated for picture in pictures]
     prompts = [
         (case, judge_prompt(case, picture)) for case, picture in zip(asked, images, strict=True)
@@ -168,7 +172,7 @@ def main() -> None:
         save_sheets(folder, scenes, images)
 
 
-def _parse() -> tuple[Settings, int, Path | None, str]:
+def _parse() -> tuple[Settings, int, Path | None, str, float | None]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--scenes", type=int, default=64)
@@ -177,6 +181,7 @@ def _parse() -> tuple[Settings, int, Path | None, str]:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--tuning", action="store_true", help="other scenes, to tune on")
     parser.add_argument("--sheets", type=Path, help="a folder for contact sheets")
+    parser.add_argument("--minutes", type=float, help="report the scenes done by then")
     parser.add_argument("--note", default="")
     given = parser.parse_args()
     settings = Settings(
@@ -186,7 +191,7 @@ def _parse() -> tuple[Settings, int, Path | None, str]:
         steps=given.steps,
         seed=TUNING_SEED if given.tuning else EVALUATION_SEED,
     )
-    return settings, given.processes, given.sheets, given.note
+    return settings, given.processes, given.sheets, given.note, given.minutes
 
 
 if __name__ == "__main__":
