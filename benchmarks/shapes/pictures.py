@@ -22,12 +22,14 @@ PICTURES = [
         "file": "scene.png",
         "prompt": "a red star on a gray background",
         "target": "a yellow star on a gray background",
+        "edit": {"blend": "auto"},
     },
     {
         "label": "photograph",
         "file": "cat.png",
         "prompt": "a cat on a beige background",
-        "target": "a cat on a pink background",
+        "target": "a cat on a white background",
+        "edit": {"cross_replace_steps": 1.0, "self_replace_steps": 0.9},
     },
 ]
 LICENCES = """scene.png

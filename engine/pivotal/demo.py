@@ -47,7 +47,7 @@ def subjects() -> list[Subject]:
     """The bundled pictures, neither of which the model's training saw."""
     texts = json.loads((files("pivotal") / "bundled/pictures/pictures.json").read_text("utf-8"))
     return [
-        Subject(text["label"], text["file"], text["prompt"], Edit(text["target"], blend="auto"))
+        Subject(text["label"], text["file"], text["prompt"], Edit(text["target"], **text["edit"]))
         for text in texts
     ]
 
