@@ -306,6 +306,32 @@ def test_unknown_values_are_refused_naming_the_accepted(field, value, accepted):
         ScheduleConfig.from_diffusers({field: value})
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_train_timesteps", 0),
+        ("num_train_timesteps", 1000.5),
+        ("num_train_timesteps", "1000"),
+        ("steps_offset", -1),
+        ("steps_offset", True),
+        ("beta_start", "0.1"),
+        ("beta_start", 0.0),
+        ("beta_end", 1.0),
+        ("beta_end", math.nan),
+        ("set_alpha_to_one", "false"),
+        ("rescale_betas_zero_snr", 1),
+    ],
+)
+def test_impossible_values_of_a_config_file_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"^{field}={value!r}"):
+        ScheduleConfig.from_diffusers({"_class_name": "DDIMScheduler", field: value})
+
+
+def test_an_impossible_trained_beta_is_refused_by_its_place():
+    with pytest.raises(ValueError, match=r"^trained_betas\[1\]='x'"):
+        ScheduleConfig.from_diffusers({"num_train_timesteps": 2, "trained_betas": [0.1, "x"]})
+
+
 def test_zero_terminal_snr_with_eps_is_refused():
     with pytest.raises(ValueError, match="rescale_betas_zero_snr"):
         ScheduleConfig(rescale_betas_zero_snr=True)

@@ -59,6 +59,17 @@ class ScheduleConfig:
         _one_of("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
         _one_of("prediction_type", self.prediction_type, PREDICTION_TYPES)
         _one_of("timestep_spacing", self.timestep_spacing, SPACINGS)
+        _at_least("num_train_timesteps", self.num_train_timesteps, 1)
+        _at_least("steps_offset", self.steps_offset, 0)
+        for name in ("set_alpha_to_one", "rescale_betas_zero_snr"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not true or false")
+        betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        for index, beta in enumerate(self.trained_betas or ()):
+            betas[f"trained_betas[{index}]"] = beta
+        for name, beta in betas.items():
+            if not _is_number(beta) or not 0 < beta < 1:
+                raise ValueError(f"{name}={beta!r}; a number between 0 and 1 is expected")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise ValueError(
                 f"{len(self.trained_betas)} trained_betas for num_train_timesteps="
@@ -82,7 +93,7 @@ class ScheduleConfig:
                     "%s in the scheduler's config is ignored: it can't be inverted", name
                 )
         if known.get("trained_betas") is not None:
-            known["trained_betas"] = tuple(float(beta) for beta in known["trained_betas"])
+            known["trained_betas"] = tuple(known["trained_betas"])
         fields = ScheduleConfig.__dataclass_fields__
         return ScheduleConfig(**{name: value for name, value in known.items() if name in fields})
 
@@ -229,3 +240,12 @@ def _log_sigma(alpha_bar: Tensor) -> Tensor:
 def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
         raise ValueError(f"{name}={value!r} is unknown; accepted are {', '.join(accepted)}")
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}; a whole number of at least {least} is expected")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
