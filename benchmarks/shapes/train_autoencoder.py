@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image as Pictures
 
+from shapes.composites import composite, edited_pair
 from shapes.images import psnr, to_images, to_tensor
 from shapes.networks import build_autoencoder
 from shapes.palette import held_out_triples
@@ -19,6 +20,7 @@ from shapes.scenes import draw, sample_held_out, sample_scene
 from shapes.training import Budget, Draws, load_averaged, train
 
 PHOTOGRAPHS = 0.25
+EDITED = 0.4  # of the decoder's own training
 
 
 def held_out_images(count: int, seed: int = 7) -> np.ndarray:
@@ -47,25 +49,43 @@ class AutoencoderTask:
 
     def loss(self, draws: Draws, batch: int) -> tuple[torch.Tensor, dict[str, float]]:
         """MSE + 0.1 L1 + 1e-7 KL (summed over latents) on a fresh batch of scenes and crops."""
+        if self.decoder_only:
+            return self._decoder_loss(draws, batch)
+        pixels = self._images(draws, batch)
+        posterior = self.vae.encode(pixels).latent_dist
+        decoded = self.vae.decode(posterior.sample(draws.torch)).sample
+        divergence = posterior.kl().mean()
+        figures = {"db": decibels_of(decoded, pixels), "kl": float(divergence.detach())}
+        return distance(decoded, pixels) + 1e-7 * divergence, figures
+
+    def _decoder_loss(self, draws: Draws, batch: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Round trips from the encoder's means, and a share of composites as edits make them."""
+        edited = max(1, round(EDITED * batch))
+        pixels = self._images(draws, batch - edited)
+        pairs = [edited_pair(draws.numpy) for _ in range(edited)]
+        before, after, places = (np.stack(column) for column in zip(*pairs, strict=True))
+        wanted = to_tensor(after)
+        with torch.no_grad():
+            sources = torch.cat([pixels, to_tensor(before), wanted])
+            plain, old, new = (
+                self.vae.encode(sources).latent_dist.mode().split([batch - edited, edited, edited])
+            )
+            mixed = composite(old, new, torch.from_numpy(places)[:, None], draws.numpy, draws.torch)
+        decoded = self.vae.decode(torch.cat([plain, mixed])).sample
+        figures = {
+            "db": decibels_of(decoded[: len(plain)], pixels),
+            "edited": decibels_of(decoded[len(plain) :], wanted),
+        }
+        return distance(decoded, torch.cat([pixels, wanted])), figures
+
+    def _images(self, draws: Draws, count: int) -> torch.Tensor:
         images = []
-        for _ in range(batch):
+        for _ in range(count):
             if draws.numpy.random() < PHOTOGRAPHS:
                 images.append(sample_crop(draws.numpy, self.pyramids))
             else:
                 images.append(draw(sample_scene(draws.numpy))[0])
-        pixels = to_tensor(np.stack(images))
-        posterior = self.vae.encode(pixels).latent_dist
-        latents = posterior.mode() if self.decoder_only else posterior.sample(draws.torch)
-        decoded = self.vae.decode(latents).sample
-        square = (decoded - pixels).square().mean()
-        absolute = (decoded - pixels).abs().mean()
-        divergence = posterior.kl().mean()
-        loss = square + 0.1 * absolute + 1e-7 * divergence
-        figures = {
-            "db": float(10 * torch.log10(4 / square.detach())),
-            "kl": float(divergence.detach()),
-        }
-        return loss, figures
+        return to_tensor(np.stack(images))
 
     def show(self, averaged: dict[str, torch.nn.Module], folder: Path, step: int) -> None:
         """A sheet of originals above their round trips, with the mean decibels in its name."""
@@ -80,6 +100,17 @@ class AutoencoderTask:
         Pictures.fromarray(sheet).resize((2048, 256), Pictures.Resampling.NEAREST).save(
             folder / name
         )
+
+
+def distance(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """MSE + 0.1 L1, of pixels in [-1, 1]."""
+    error = decoded - pixels
+    return error.square().mean() + 0.1 * error.abs().mean()
+
+
+def decibels_of(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
+    """Over a whole batch."""
+    return float(10 * torch.log10(4 / (decoded - pixels).detach().square().mean()))
 
 
 def freeze_encoder(vae: AutoencoderKL) -> None:

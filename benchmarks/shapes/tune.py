@@ -67,7 +67,7 @@ def main() -> None:
     ]
     cases = [case for case in edit_cases(2 * given.scenes, TUNING_SEED) if case.kind == given.kind]
     context = multiprocessing.get_context("spawn")
-    console = Console()
+    console = Console(width=110)
     work = partial(try_settings, model=given.model, settings=settings)
     with ProcessPoolExecutor(given.processes, mp_context=context) as pool:
         results = list(track(pool.map(work, cases), "scenes", len(cases), console=console))
