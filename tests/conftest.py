@@ -17,6 +17,11 @@ from pivotal.schedule import NoiseLevels, ScheduleConfig
 LENGTH, WIDTH, SIDE = 7, 16, 8
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """These networks are far too small to share out."""

@@ -1,43 +1,15 @@
-"""A tiny seeded float64 UNet that listens to its prompt, and SD 1.x's schedule."""
+"""The tiny UNet in float64, and SD 1.x's schedule."""
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-
-from baselines.attention import attention_modules
 
 LENGTH, WIDTH = 11, 16
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread():
-    """These networks are far too small to share out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="package")
-def unet():
-    """Cross-attention at 16 x 16 and 8 x 8; attn2 scaled up, or random weights ignore the text."""
-    torch.manual_seed(0)
-    model = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    with torch.no_grad():
-        for place, attention in attention_modules(model):
-            gain = 4.0 if place.endswith("attn2") else 2.0
-            for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]):
-                layer.weight.mul_(gain)
-    return model.double().eval()
+def unet(plain_unet):
+    """Cross-attention at the latents' side and at half of it. float64."""
+    return plain_unet()
 
 
 @pytest.fixture(scope="package")

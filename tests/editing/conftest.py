@@ -24,15 +24,6 @@ VOCABULARY = 50_000
 START, END = VOCABULARY, VOCABULARY + 1
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread():
-    """These networks are far too small to share out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="package")
 def tokenize():
     """Up to four letters a token, punctuation marks their own; start, end, padded with ends."""

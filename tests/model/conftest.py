@@ -25,14 +25,6 @@ LENGTH = 20
 MERGES = ["c a", "ca t</w>", "d o", "do g</w>", "t h", "th e</w>", "r e", "re d</w>", "s i", "i n"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def write_tokenizer(folder, pad="<|endoftext|>", length=LENGTH):
     """CLIP's files with a vocabulary of bytes and a few merges."""
     folder.mkdir(parents=True)
