@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .attention_routes import AttentionRoutes
@@ -23,6 +24,10 @@ class Control(Protocol):
         """Latents [R, C, h, w] after the step, changed or not. word_maps: [R, K, mh, mw]."""
         ...
 
+    def sources(self, rows: int) -> Tensor:
+        """For each of R rows, the row it is an edit of: int64 [R]. A source is its own."""
+        ...
+
 
 class NoEdit:
     """The control of a plain reconstruction."""
@@ -32,3 +37,6 @@ class NoEdit:
 
     def after_step(self, step: int, latents: Tensor, word_maps: Tensor | None) -> Tensor:
         return latents
+
+    def sources(self, rows: int) -> Tensor:
+        return torch.arange(rows)

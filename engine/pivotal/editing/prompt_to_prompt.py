@@ -78,6 +78,10 @@ class PromptToPrompt:
         self.masks = torch.stack([everywhere if mask is None else mask for mask in masks])
         return blend(latents, self.masks)
 
+    def sources(self, rows: int) -> Tensor:
+        """All rows are edits of the first."""
+        return torch.zeros(rows, dtype=torch.int64)
+
     def heat_maps(self, target: int) -> dict[str, Tensor]:
         """The attention of a target's edited words, summed over the steps: word to [mh, mw]."""
         if self.maps is None:

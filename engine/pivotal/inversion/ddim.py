@@ -84,12 +84,14 @@ def replay(
     null: Conditioning,
     guidance_scale: float,
     control: Control,
+    options: object = None,
 ) -> Algorithm[Tensor]:
     """Sample R rows back by DDIM with an edit's control.
 
     Returns latents [R, C, h, w] at the clean level.
 
-    inverted, conditioning and null hold R rows each.
+    inverted, conditioning and null hold R rows each. options: of the inversion; DDIM's way down
+    needs none of them.
     """
     return (
         yield from sample(

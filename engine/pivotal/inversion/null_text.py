@@ -142,11 +142,12 @@ def replay(
     null: Conditioning,
     guidance_scale: float,
     control: Control,
+    options: object = None,
 ) -> Algorithm[Tensor]:
     """Sample R rows back with the fitted embedding of each step. Returns latents [R, C, h, w].
 
     Source and targets share their image's embeddings. inverted, conditioning and null hold R rows
-    each.
+    each. options: of the inversion; what was fitted is stored, so none is needed.
     """
     embeddings = inverted.stored["null_embeddings"]
 

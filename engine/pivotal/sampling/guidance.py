@@ -22,15 +22,34 @@ def guided_noise(
     *,
     timestep: float | None = None,
 ) -> Algorithm[Noise]:
-    """eps_w and x0_w for R rows of latents [R, C, h, w] at `level`, asked as 2R rows, unconditional
-    first.
+    """eps_w and x0_w for R rows of latents [R, C, h, w] at `level`.
 
-    routes of R rows act on the conditional ones alone, as Prompt-to-Prompt's do; of 2R rows on all.
     At guidance 1 the unconditional rows cancel out and are not asked for.
     """
     rows = latents.shape[0]
     if guidance_scale == 1 and (routes is None or routes.rows == rows):
         return (yield from Denoise.at(latents, level, conditioning, routes, timestep=timestep))
+    uncond, cond = yield from both_noises(
+        latents, level, conditioning, null, routes, timestep=timestep
+    )
+    return guide(uncond, cond, guidance_scale)
+
+
+def both_noises(
+    latents: Tensor,
+    level: NoiseLevel,
+    conditioning: Conditioning,
+    null: Conditioning,
+    routes: AttentionRoutes | None = None,
+    *,
+    timestep: float | None = None,
+) -> Algorithm[tuple[Noise, Noise]]:
+    """The unconditional and the conditional prediction for R rows, asked as 2R, unconditional
+    first.
+
+    routes of R rows act on the conditional ones alone, as Prompt-to-Prompt's do; of 2R rows on all.
+    """
+    rows = latents.shape[0]
     if routes is not None and routes.rows == rows:
         routes = AttentionRoutes.cat([routes.identity_like(rows), routes])
     noise = yield from Denoise.at(
@@ -41,4 +60,4 @@ def guided_noise(
         timestep=timestep,
     )
     first = torch.arange(rows)
-    return guide(noise.select(first), noise.select(first + rows), guidance_scale)
+    return noise.select(first), noise.select(first + rows)
