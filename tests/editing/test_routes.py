@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,6 +59,7 @@ def test_tensors_have_one_shape_at_every_step_and_are_never_one_object(routes):
 
 def test_self_attention_is_injected_in_layers_of_at_most_half_the_side(routes):
     assert injected(LAYERS) == [1, 2, 3]
+    assert injected(replace(LAYERS, injected_from=1)) == [0, 1, 2, 3, 4]
     edit = Edit(DOG, self_replace_steps=(0.2, 0.4))
     for step in range(STEPS):
         made = routes(CAT, [edit], step)

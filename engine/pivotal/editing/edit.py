@@ -26,10 +26,10 @@ class Edit:
     kind: "auto" chooses swap or refinement from the prompts. cross_replace_steps: when target
     tokens take the source's cross-attention; a mapping gives words windows of their own.
     self_replace_steps: when self-attention is the source's, in layers of at most half the latents'
-    side. weights: factors on the attention of target words, also negative. blend: words whose
-    attention bounds the change (LocalBlend), "auto" for those that differ, () for none; names may
-    be of either prompt. subtract: words whose region is left out of it. mask: [H, W] bool, where
-    the inverted picture, as it was fitted to the model, may change.
+    side (in all of the bundled model's). weights: factors on the attention of target words, also
+    negative. blend: words whose attention bounds the change (LocalBlend), "auto" for those that
+    differ, () for none; names may be of either prompt. subtract: words whose region is left out of
+    it. mask: [H, W] bool, where the inverted picture, as it was fitted to the model, may change.
     """
 
     target: str

@@ -25,16 +25,18 @@ from .edit import DEFAULT, Edit, Window, step_range
 WORD_COLUMNS = 16
 """Capacity for word maps. Fixed, so that no edit changes a shape."""
 
-SELF_DOWNSCALE = 2
-"""Self-attention is injected in layers whose side is at most the latents' over this."""
-
 
 @dataclass(frozen=True)
 class Layers:
-    """What routes need to know of a UNet: its attention layers' downscale, in running order."""
+    """What routes need to know of a UNet: its attention layers' downscale, in running order.
+
+    injected_from: self-attention is injected in layers whose side is at most the latents' over
+    this.
+    """
 
     self_downscales: tuple[int, ...]
     cross_downscales: tuple[int, ...]
+    injected_from: int = 2
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def routes_at(
 
 def injected(layers: Layers) -> list[int]:
     """Self-attention layers in which a target may take the source's queries and keys."""
-    return [i for i, scale in enumerate(layers.self_downscales) if scale >= SELF_DOWNSCALE]
+    return [i for i, scale in enumerate(layers.self_downscales) if scale >= layers.injected_from]
 
 
 def _windows(windows: Window | Mapping[str, Window], target: Tokens, steps: int) -> Tensor:

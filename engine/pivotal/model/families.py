@@ -29,6 +29,8 @@ class Family:
     """What all checkpoints of one kind have in common.
 
     word_map_downscale: cross-attention at this fraction of the latents' side gives word maps.
+    self_injection_downscale: an edit injects self-attention in layers whose side is at most the
+    latents' over this.
     time_ids: two text encoders, a pooled vector and sizes condition the network (SDXL).
     """
 
@@ -37,12 +39,13 @@ class Family:
     latent_scale: int  # pixels per latent, along a side
     default_size: tuple[int, int]  # pixels (height, width)
     word_map_downscale: int = 4
+    self_injection_downscale: int = 2
     guidance_scale: float = 7.5
     time_ids: bool = False
     architecture: Architecture | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.latent_scale < 1 or self.word_map_downscale < 1:
+        if min(self.latent_scale, self.word_map_downscale, self.self_injection_downscale) < 1:
             raise ValueError(f"family {self.name}: scales are at least 1")
         if any(side < 1 or side % self.latent_scale for side in self.default_size):
             raise ValueError(
@@ -154,8 +157,16 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 time_ids=True,
                 architecture=_SDXL,
             ),
-            # The bundled model's latents are 16 x 16: its finest maps are SD 1.x's word maps.
-            Family("shapes", "shapes", 4, (64, 64), word_map_downscale=1),
+            # The bundled model's latents are 16 x 16: its finest maps are SD 1.x's word maps, and
+            # coarser than the coarsest self-attention that an edit of SD 1.x leaves alone.
+            Family(
+                "shapes",
+                "shapes",
+                4,
+                (64, 64),
+                word_map_downscale=1,
+                self_injection_downscale=1,
+            ),
         )
     }
 )
