@@ -4,17 +4,17 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from .errors import BackendError, Cancelled
-from .query import Algorithm, Answer, Progress, Query, Result
+from .job import Job, Listener
+from .query import Algorithm, Answer, Query, Result
 
-Listener = Callable[[Progress], None]
+__all__ = ["Denoiser", "Driver", "Job", "Listener", "drive", "drive_many", "require"]
 
 
 class Denoiser(Protocol):
@@ -47,78 +47,6 @@ def require(denoiser: Denoiser, needed: Iterable[type], method: str) -> None:
         )
 
 
-@dataclass(eq=False)
-class Job(Generic[Result]):
-    """One algorithm on its way: its open question, how far it is, and how it ended."""
-
-    algorithm: Algorithm[Result]
-    name: str = "job"
-    method: str = ""
-    listener: Listener | None = None
-    rows_asked: int = 0  # UNet rows answered so far
-    progress: Progress | None = None
-    done: bool = False
-    error: BaseException | None = None
-    _value: Result | None = None
-    _wanted: Query | None = None
-    _asked: int = 0  # questions so far; tells a question from a second one that is the same object
-    _cancelled: bool = False
-    _parts: list[tuple[list[int], Answer]] = field(default_factory=list)
-
-    def cancel(self) -> None:
-        """Ask for the end. The generator is closed before its next query is answered.
-
-        Any thread may call.
-        """
-        self._cancelled = True
-
-    def result(self) -> Result:
-        """What the algorithm returned. Raises its error, or Cancelled."""
-        if self.error is not None:
-            raise self.error
-        if not self.done:
-            raise RuntimeError(f"{self.name} has not ended")
-        return self._value  # type: ignore[return-value]
-
-    def _advance(self, step: Callable[[], Query | Progress]) -> None:
-        """Run the generator up to its next query; progress notices are passed on along the way."""
-        try:
-            asked = step()
-            while isinstance(asked, Progress):
-                self.progress = asked
-                if self.listener is not None:
-                    self.listener(asked)
-                asked = next(self.algorithm)
-            if not isinstance(asked, Query):
-                raise TypeError(f"{self.name} yielded {type(asked).__name__}, which is not a query")
-            self._wanted, self._parts = asked, []
-            self._asked += 1
-        except StopIteration as stop:
-            self.done, self._value, self._wanted = True, stop.value, None
-        except Exception as error:
-            self._close(error)
-
-    def _fail(self, error: Exception) -> None:
-        """Throw a backend's error into the generator that asked, saying where it happened."""
-        wanted = self._wanted
-        where = (
-            "" if self.progress is None else f" at {self.progress.phase} step {self.progress.step}"
-        )
-        error.add_note(
-            f"while answering {type(wanted).__name__} with {0 if wanted is None else wanted.rows} "
-            f"rows for {self.name}{f' ({self.method})' if self.method else ''}{where}"
-        )
-        self._advance(lambda: self.algorithm.throw(error))
-
-    def _close(self, error: BaseException) -> None:
-        """End the generator; what its clean-up raises stays with this job."""
-        try:
-            self.algorithm.close()
-        except Exception as failure:
-            error.add_note(f"and while closing {self.name}: {failure!r}")
-        self.done, self.error, self._wanted = True, error, None
-
-
 class _Share(NamedTuple):
     """Some rows of a job's open question, on their way to a batch."""
 
@@ -129,7 +57,7 @@ class _Share(NamedTuple):
     @property
     def open(self) -> bool:
         job = self.job
-        return not (job.done or job._cancelled) and job._asked == self.question
+        return not (job.done or job.cancelled) and job._asked == self.question
 
     def piece(self) -> Query:
         query = self.job._wanted
@@ -167,7 +95,7 @@ class Driver:
         """Answer every open question once, in as few UNet batches as `max_rows` allows."""
         with self._closing_all_on_interruption(), torch.no_grad():
             for job in self.live:
-                if job._cancelled:
+                if job.cancelled:
                     job._close(Cancelled(f"{job.name} was cancelled"))
             self._answer_all()
         self.live = [job for job in self.live if not job.done]
