@@ -5,9 +5,11 @@ On disk it is one safetensors file: tensors, and one JSON document in the header
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,15 @@ from . import __version__
 from .errors import InversionFileError
 from .images import Fitted, write_atomically
 from .inversion.base import Inverted
+from .inversion_document import SCHEMA, check_document, fitted
 
-SCHEMA = 1
+__all__ = ["SCHEMA", "Inversion", "read_document", "read_inversion", "write_inversion"]
+
 _STORED = "stored."  # prefix of the tensors that the method's replay asked for
+_NAMES = (
+    "prompt", "method", "options", "guidance_scale", "num_inference_steps", "model", "family",
+    "fingerprint", "image_digest", "schedule", "report",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,40 +73,54 @@ def write_inversion(inversion: Inversion, path: str | Path) -> None:
         "noise": inversion.inverted.noise,
         **{_STORED + name: tensor for name, tensor in inversion.inverted.stored.items()},
     }
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     document = {
         "schema": SCHEMA,
-        "prompt": inversion.prompt,
-        "method": inversion.method,
-        "options": dict(inversion.options),
-        "guidance_scale": inversion.guidance_scale,
-        "num_inference_steps": inversion.num_inference_steps,
-        "model": inversion.model,
-        "family": inversion.family,
-        "fingerprint": inversion.fingerprint,
-        "image_digest": inversion.image_digest,
-        "schedule": dict(inversion.schedule),
-        "report": dict(inversion.report),
+        **{name: getattr(inversion, name) for name in _NAMES},
         "fit": {
             "policy": picture.policy,
             "source_size": picture.source_size,
             "box": picture.box,
             "inner": picture.inner,
         },
-        "versions": {"pivotal": __version__, "torch": torch.__version__},
+        "versions": {
+            "pivotal": __version__,
+            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+        },
     }
-    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(Path(path), save(contiguous, metadata={"pivotal": json.dumps(document)}))
+    document["checksum"] = _checksum(document, tensors)
+    write_atomically(Path(path), save(tensors, metadata={"pivotal": json.dumps(document)}))
 
 
 def read_inversion(path: str | Path) -> Inversion:
-    """Raises InversionFileError for a file that is damaged, no inversion, or of a newer schema."""
+    """Raises InversionFileError for a file that is damaged, no inversion, or of a newer schema.
+
+    From schema 2 on, any changed bit of the tensors or the document is damage.
+    """
+    document, tensors = _read(path, with_tensors=True)
     try:
+        if document["schema"] >= 2 and document.get("checksum") != _checksum(document, tensors):
+            raise ValueError("its checksum is of other content")
+        return _inversion(document, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _garbled(path, error) from None
+
+
+def read_document(path: str | Path) -> dict[str, Any]:
+    """What an inversion file says of itself, without its tensors; raises as `read_inversion`."""
+    return _read(path, with_tensors=False)[0]
+
+
+def _read(path: str | Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        if not Path(path).is_file():  # a pipe would be waited on for ever
+            what = "is not a file" if Path(path).exists() else "does not exist"
+            raise InversionFileError(f"the inversion file {str(path)!r} {what}")
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InversionFileError(f"there is no inversion file {str(path)!r}") from None
-    except (SafetensorError, OSError) as error:
+            names = file.keys() if with_tensors else ()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
         raise InversionFileError(
             f"{str(path)!r} can't be read as an inversion: it is damaged, cut short or of another "
             f"kind ({error}); invert the image again"
@@ -109,44 +131,54 @@ def read_inversion(path: str | Path) -> Inversion:
         )
     try:
         document = json.loads(header["pivotal"])
-        if document["schema"] > SCHEMA:
+        schema = document["schema"]
+        if isinstance(schema, int) and schema > SCHEMA:
             raise InversionFileError(
-                f"{str(path)!r} has schema {document['schema']}, this version reads up to "
-                f"{SCHEMA}; upgrade pivotal"
+                f"{str(path)!r} has schema {schema}, this version reads up to {SCHEMA}; "
+                "upgrade pivotal"
             )
-        return _inversion(document, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InversionFileError(
-            f"{str(path)!r} lacks or garbles a part of an inversion ({error}); "
-            "invert the image again"
-        ) from None
+        check_document(document)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _garbled(path, error) from None
+    return document, tensors
+
+
+def _garbled(path: str | Path, error: Exception) -> InversionFileError:
+    reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return InversionFileError(
+        f"{str(path)!r} lacks or garbles a part of an inversion ({reason}); invert the image again"
+    )
 
 
 def _inversion(document: dict[str, Any], tensors: dict[str, Tensor]) -> Inversion:
-    fit = document["fit"]
-    pixels = tensors["picture"].numpy()
     latents, noise = tensors["latents"], tensors["noise"]
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"picture of shape {list(pixels.shape)} and type {pixels.dtype}")
-    if latents.ndim != 4 or latents.shape != noise.shape or latents.dtype != torch.float32:
+    if latents.ndim != 4 or latents.shape != noise.shape or latents.shape[0] != 1:
         raise ValueError(f"latents {list(latents.shape)}, noise {list(noise.shape)}")
-    if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-        raise ValueError("a tensor holds NaN or infinity")
-    picture = Fitted(
-        pixels, fit["policy"], tuple(fit["source_size"]), tuple(fit["box"]), tuple(fit["inner"])
-    )
+    if latents.dtype != torch.float32 or noise.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"latents of {latents.dtype}, noise of {noise.dtype}")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds NaN or infinity")
     stored = {
         name.removeprefix(_STORED): tensor
         for name, tensor in tensors.items()
         if name.startswith(_STORED)
     }
-    names = (
-        "prompt", "method", "options", "guidance_scale", "num_inference_steps", "model", "family",
-        "fingerprint", "image_digest", "schedule", "report",
-    )  # fmt: skip
     return Inversion(
-        picture=picture,
+        picture=fitted(document["fit"], tensors["picture"]),
         latents=latents,
         inverted=Inverted(noise, stored),
-        **{name: document[name] for name in names},
+        **{name: document[name] for name in _NAMES},
     )
+
+
+def _checksum(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the document, less its checksum, and over every tensor; hexadecimal."""
+    said = {name: value for name, value in document.items() if name != "checksum"}
+    said = json.loads(json.dumps(said))  # as it is read: tuples are lists, all keys are text
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
