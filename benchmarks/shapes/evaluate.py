@@ -128,13 +128,13 @@ def sample_prompts(
 ) -> tuple[int, NDArray[np.uint8]]:
     """Text to image for a run of prompts, uint8 [B, 64, 64, 3]; prompt i has a seed of its own."""
     engine = engine_of(settings.model)
-    pictures = engine.generate(
+    generated = engine.generate(
         prompts,
         num_inference_steps=settings.steps,
         guidance_scale=GUIDANCE,
         seed=settings.seed + first,
     )
-    return first, np.stack(pictures)
+    return first, np.stack(generated.pictures)
 
 
 def main() -> None:

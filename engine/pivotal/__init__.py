@@ -6,33 +6,50 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cache import InversionCache, default_cache_folder
+    from .cancellation import Cancellation
     from .editing.edit import Edit
+    from .editing.explanation import Explanation
     from .engine import Engine
-    from .errors import PivotalError
+    from .errors import BatchError, Cancelled, PivotalError
     from .inversion_file import Inversion, read_inversion, write_inversion
-    from .results import Edited, Reconstruction
+    from .results import Edited, Generated, Reconstruction
 
 __version__ = "0.1.0"
 __all__ = [
     "Engine",
     "Edit",
     "Edited",
+    "Explanation",
+    "Generated",
     "Inversion",
     "Reconstruction",
     "read_inversion",
     "write_inversion",
+    "InversionCache",
+    "default_cache_folder",
+    "Cancellation",
     "PivotalError",
+    "BatchError",
+    "Cancelled",
 ]
 
 _HOMES = {
     "Engine": "engine",
     "Edit": "editing.edit",
     "Edited": "results",
+    "Explanation": "editing.explanation",
+    "Generated": "results",
     "Inversion": "inversion_file",
     "Reconstruction": "results",
     "read_inversion": "inversion_file",
     "write_inversion": "inversion_file",
+    "InversionCache": "cache",
+    "default_cache_folder": "cache",
+    "Cancellation": "cancellation",
     "PivotalError": "errors",
+    "BatchError": "errors",
+    "Cancelled": "errors",
 }
 
 

@@ -3,6 +3,14 @@
 A wrong argument is a `ValueError`; these are for everything else.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .inversion_file import Inversion
+
 
 class PivotalError(Exception):
     """Base of all errors that pivotal raises for a reason other than a wrong argument."""
@@ -34,3 +42,18 @@ class BackendError(PivotalError):
 
 class Cancelled(PivotalError):
     """The job was cancelled; its generator was closed."""
+
+
+class BatchError(PivotalError):
+    """Some of several images could not be inverted. What the others gave is not lost.
+
+    results: one for each image, None where it failed. errors: by the image's place, from 0.
+    """
+
+    def __init__(
+        self, results: Sequence[Inversion | None], errors: Mapping[int, Exception]
+    ) -> None:
+        self.results = list(results)
+        self.errors = dict(errors)
+        reasons = "; ".join(f"image {index + 1}: {error}" for index, error in errors.items())
+        super().__init__(f"{len(errors)} of {len(results)} images were not inverted: {reasons}")

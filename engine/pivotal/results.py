@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from PIL import Image
 from torch import Tensor
 
 from .editing.edit import Edit
 from .editing.prompt_to_prompt import Touched
 from .images import Pixels
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+Images = list[Image.Image] | npt.NDArray[np.float32] | Tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,13 @@ class Reconstruction:
     dominant_error: str | None
     seconds: Mapping[str, float]
     unet_rows: int
+
+    @property
+    def image(self) -> Image.Image:
+        return Image.fromarray(self.picture)
+
+    def attributed(self, term: str | None) -> Reconstruction:
+        return replace(self, dominant_error=term)
 
 
 @dataclass(frozen=True)
@@ -59,3 +73,68 @@ class Edited:
     @property
     def reconstruction(self) -> Pixels:
         return self.source.picture
+
+    @staticmethod
+    def joined(parts: Sequence[Edited]) -> Edited:
+        """Several batches of targets as one; the source is the first batch's."""
+
+        def every(name: str) -> list[Any]:
+            return [each for part in parts for each in getattr(part, name)]
+
+        return Edited(
+            pictures=every("pictures"),
+            source=parts[0].source,
+            edits=every("edits"),
+            kinds=every("kinds"),
+            heat_maps=every("heat_maps"),
+            masks=every("masks"),
+            outside_mask_psnr=every("outside_mask_psnr"),
+            touched=every("touched"),
+            latents=torch.cat([parts[0].latents[:1], *(part.latents[1:] for part in parts)]),
+            seconds=parts[-1].seconds,
+            unet_rows=sum(part.unet_rows for part in parts),
+        )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Pictures from text.
+
+    images: as asked: PIL images; "np" float32 [B, H, W, 3] or "pt" float32 [B, 3, H, W], both in
+    [0, 1]; or latents. pictures: uint8 [H, W, 3] each; none if latents were asked for. seeds: one
+    for each prompt; None where generators were given.
+    """
+
+    images: Images
+    pictures: list[Pixels]
+    latents: Tensor  # [B, C, h, w] float32
+    prompts: list[str]
+    seeds: list[int] | None
+    guidance_scale: float
+    schedule: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    unet_rows: int
+
+
+def check_output_type(output_type: str) -> None:
+    """Raises ValueError."""
+    if output_type not in get_args(OutputType):
+        raise ValueError(
+            f"output_type={output_type!r} is unknown; accepted are "
+            f"{', '.join(get_args(OutputType))}"
+        )
+
+
+def as_output(pictures: Iterable[Pixels], output_type: OutputType) -> Images:
+    """uint8 [H, W, 3] pictures of one size as diffusers' "pil", "np" or "pt".
+
+    Raises ValueError for another type, "latent" too: a picture is no latent.
+    """
+    pictures = list(pictures)
+    if output_type == "pil":
+        return [Image.fromarray(pixels) for pixels in pictures]
+    check_output_type(output_type)
+    if output_type == "latent":
+        raise ValueError("output_type='latent' is not possible for decoded pictures")
+    stacked: npt.NDArray[np.float32] = np.stack(pictures).astype(np.float32) / np.float32(255)
+    return stacked if output_type == "np" else torch.from_numpy(stacked).permute(0, 3, 1, 2)

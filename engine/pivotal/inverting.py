@@ -1,0 +1,291 @@
+"""From pictures to inversions: planned, looked up, run together, and told in figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .cache import InversionCache
+from .driver import Job, Listener, require
+from .errors import Cancelled, PivotalError
+from .images import FitPolicy, Fitted, ImageSource, fit, read_image, to_tensor
+from .inversion.base import Inverted
+from .inversion.registry import Method, method_named
+from .inversion_file import Inversion
+from .quality import noise_std_ratio
+from .query import Progress
+from .running import Clock, Runner, Watch, require_finite
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to invert, checked and resolved: the same for every image of a call."""
+
+    method: Method
+    options: Any  # the method's own, typed
+    guidance_scale: float
+    schedule: Schedule
+    size: tuple[int, int]
+    policy: FitPolicy
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to invert."""
+
+    picture: Fitted
+    image_digest: str
+    prompt: str
+    seconds: float  # of reading
+
+
+def settings(
+    runner: Runner,
+    *,
+    method: str,
+    num_inference_steps: int,
+    guidance_scale: float | None,
+    options: Mapping[str, Any] | None,
+    size: tuple[int, int] | None,
+    policy: FitPolicy,
+) -> Settings:
+    """Raises ValueError for a wrong argument, BackendError for a method that can't run here."""
+    chosen = method_named(method)
+    require(runner.denoiser, chosen.needs, chosen.name)
+    scale = resolved_scale(runner, guidance_scale)
+    given = dict(options or {})
+    if chosen.fits_guidance:
+        if "guidance_scale" in given:
+            raise ValueError(f"{chosen.name} is fitted for guidance_scale; give it once, there")
+        given["guidance_scale"] = scale
+    return Settings(
+        chosen,
+        chosen.options_from(given),
+        scale,
+        runner.model.levels.schedule(num_inference_steps),
+        size or runner.model.default_size,
+        policy,
+    )
+
+
+def resolved_scale(runner: Runner, guidance_scale: float | None) -> float:
+    """The guidance scale given, or the family's. Raises ValueError for one that is no number."""
+    scale = runner.model.family.guidance_scale if guidance_scale is None else guidance_scale
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance_scale={scale}; a finite number is expected")
+    return float(scale)
+
+
+def invert_many(
+    runner: Runner,
+    cache: InversionCache | None,
+    images: Sequence[ImageSource],
+    prompts: Sequence[str],
+    settings: Settings,
+    watch: Watch,
+    max_rows: int | None = None,
+) -> list[Inversion | Exception]:
+    """An inversion or an error for each image. Equal images with equal prompts are inverted once.
+
+    Raises Cancelled, after what had been finished is in the cache.
+    """
+    outcomes: dict[int, Inversion | Exception] = {}
+    places: dict[tuple[str, str], list[int]] = {}  # of each distinct task
+    tasks: dict[tuple[str, str], Task] = {}
+    for place, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        try:
+            task = _task(image, prompt, settings)
+        except (ValueError, PivotalError) as error:
+            outcomes[place] = error
+            continue
+        same = (task.image_digest, task.prompt)
+        tasks.setdefault(same, task)
+        places.setdefault(same, []).append(place)
+    found = _invert_distinct(runner, cache, list(tasks.values()), settings, watch, max_rows)
+    for same, outcome in zip(tasks, found, strict=True):
+        outcomes.update(dict.fromkeys(places[same], outcome))
+    return [outcomes[place] for place in range(len(images))]
+
+
+def _task(image: ImageSource, prompt: str, settings: Settings) -> Task:
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt={prompt!r}; a text is expected")
+    clock = Clock()
+    source = read_image(image)
+    picture = fit(source, settings.size, settings.policy)
+    clock.lap("read")
+    return Task(picture, source.digest, prompt, clock.laps["read"])
+
+
+def _invert_distinct(
+    runner: Runner,
+    cache: InversionCache | None,
+    tasks: Sequence[Task],
+    settings: Settings,
+    watch: Watch,
+    max_rows: int | None,
+) -> list[Inversion | Exception]:
+    outcomes: list[Inversion | Exception | None] = [None] * len(tasks)
+    runs: dict[int, _Run] = {}
+    for place, task in enumerate(tasks):
+        watch.check("inverting")
+        kept = None if cache is None else _from_cache(runner, cache, task, settings)
+        if kept is not None:
+            outcomes[place] = kept
+            continue
+        try:
+            runs[place] = _Run.planned(runner, task, settings)
+        except (ValueError, PivotalError) as error:
+            outcomes[place] = error
+    jobs = [run.job for run in runs.values()]
+    if watch.on_progress is not None:
+        _tell_the_slowest(jobs, watch.on_progress)
+    clock = Clock()
+    try:
+        runner.run(jobs, watch.cancellation, max_rows=max_rows)
+    finally:  # what had ended before an interruption is kept
+        clock.lap("invert")
+        for place, run in runs.items():
+            outcomes[place] = run.outcome(runner, settings, clock.laps["invert"], len(jobs))
+            if cache is not None and isinstance(outcomes[place], Inversion):
+                cache.put(outcomes[place])  # type: ignore[arg-type]
+    for outcome in outcomes:
+        if isinstance(outcome, Cancelled):
+            raise outcome
+    return outcomes  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A task on its way: its latents [1, C, h, w] and its job."""
+
+    task: Task
+    latents: torch.Tensor
+    job: Job[Inverted]
+    seconds: float  # of reading and encoding
+
+    @staticmethod
+    def planned(runner: Runner, task: Task, settings: Settings) -> _Run:
+        clock = Clock()
+        model, method, size = runner.model, settings.method, task.picture.size
+        conditioning = runner.encode([task.prompt], size)
+        null = runner.encode([""], size)
+        with torch.no_grad():
+            latents = model.autoencoder.encode(to_tensor(task.picture.pixels)).to(model.device)
+        algorithm = method.invert(settings.schedule, latents, conditioning, null, settings.options)
+        clock.lap("encode")
+        job = Job(algorithm, f"the inversion of {task.prompt!r}", method.name)
+        return _Run(task, latents, job, task.seconds + clock.laps["encode"])
+
+    def outcome(
+        self, runner: Runner, settings: Settings, seconds: float, company: int
+    ) -> Inversion | Exception:
+        """seconds: wall clock of the whole run. company: images that ran together."""
+        job, method = self.job, settings.method
+        try:
+            inverted = job.result()
+            for tensor in (inverted.noise, *inverted.stored.values()):
+                require_finite(tensor, f"{method.name} inversion")
+        except Exception as error:  # the job's own, whatever it is
+            return error
+        return _inversion(
+            runner,
+            self.task,
+            settings,
+            self.latents,
+            inverted,
+            {
+                "cached": False,
+                "seconds": {
+                    "load": runner.load_seconds,
+                    "encode": self.seconds,
+                    "invert": seconds,
+                },
+                "images_at_once": company,
+                "unet_rows": job.rows_asked,
+                "noise_std_ratio": noise_std_ratio(inverted.noise, settings.schedule.levels[-1]),
+                "device": str(runner.model.device),
+                "dtype": runner.dtype_name,
+            },
+        )
+
+
+def _inversion(
+    runner: Runner,
+    task: Task,
+    settings: Settings,
+    latents: torch.Tensor,
+    inverted: Inverted,
+    report: Mapping[str, Any],
+) -> Inversion:
+    return Inversion(
+        picture=task.picture,
+        prompt=task.prompt,
+        method=settings.method.name,
+        options=asdict(settings.options),
+        guidance_scale=settings.guidance_scale,
+        num_inference_steps=settings.schedule.steps,
+        latents=latents,
+        inverted=inverted,
+        model=runner.model.name,
+        family=runner.model.family.name,
+        fingerprint=runner.model.fingerprint,
+        image_digest=task.image_digest,
+        schedule=settings.schedule.record(),
+        report=report,
+    )
+
+
+def _from_cache(
+    runner: Runner, cache: InversionCache, task: Task, settings: Settings
+) -> Inversion | None:
+    """What the cache has for a task; its report tells this call's seconds, and the first one's."""
+    clock = Clock()
+    kept = cache.get(
+        cache.key(
+            image_digest=task.image_digest,
+            size=task.picture.size,
+            policy=task.picture.policy,
+            fingerprint=runner.model.fingerprint,
+            prompt=task.prompt,
+            schedule=settings.schedule.record(),
+            method=settings.method.name,
+            options=asdict(settings.options),
+            guidance_scale=settings.guidance_scale,
+            dtype=runner.dtype_name,
+        )
+    )
+    if kept is None:
+        return None
+    clock.lap("lookup")
+    first = {name: kept.report.get(name) for name in ("seconds", "unet_rows", "device")}
+    seconds = {
+        "load": runner.load_seconds,
+        "encode": task.seconds + clock.laps["lookup"],
+        "invert": 0.0,
+    }
+    return kept.with_report({"cached": True, "first": first, "seconds": seconds, "unet_rows": 0})
+
+
+def _tell_the_slowest(jobs: Sequence[Job[Inverted]], listener: Listener) -> None:
+    """Of jobs that run together, pass on a notice when the last of them has come as far."""
+    heard = dict.fromkeys(range(len(jobs)), 0)
+    told = 0
+
+    def listen_to(place: int) -> Listener:
+        def listen(notice: Progress) -> None:
+            nonlocal told
+            heard[place] += 1
+            if min(heard[each] for each, job in enumerate(jobs) if not job.done) > told:
+                told += 1
+                listener(notice)
+
+        return listen
+
+    for place, job in enumerate(jobs):
+        job.listener = listen_to(place)

@@ -1,0 +1,234 @@
+"""From an inversion back to pictures: reconstructions, and Prompt-to-Prompt edits beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from .control import Control, NoEdit
+from .driver import Job
+from .editing.edit import Edit
+from .editing.prompt_to_prompt import PromptToPrompt
+from .editing.routes import WORD_COLUMNS
+from .errors import InversionFileError, ModelError
+from .images import psnr
+from .inversion.registry import method_named
+from .inversion_file import Inversion
+from .inverting import resolved_scale
+from .model.fingerprint import DISPLAYED
+from .quality import dominant_error
+from .results import Edited, Reconstruction
+from .running import Clock, Runner, Watch, require_finite
+
+TARGETS_AT_ONCE = WORD_COLUMNS // 2
+
+
+def replay(
+    runner: Runner,
+    inversion: Inversion,
+    prompts: Sequence[str],
+    guidance_scale: float,
+    control: Control,
+    watch: Watch,
+) -> Job[Tensor]:
+    """Sample one row for each prompt back from an inversion, the source's first.
+
+    The job's result is latents [R, C, h, w]. Raises what ended it.
+    """
+    model, size = runner.model, inversion.picture.size
+    method = method_named(inversion.method)
+    schedule = model.levels.schedule(inversion.num_inference_steps)
+    conditioning = runner.encode(prompts, size)
+    inverted = inversion.inverted.to(model.device).expand(len(prompts))
+    method.check(inverted, inversion.num_inference_steps, conditioning)
+    algorithm = method.replay(
+        schedule,
+        inverted,
+        conditioning,
+        runner.encode([""] * len(prompts), size),
+        guidance_scale,
+        watch.over(control, schedule),
+        method.options_from(inversion.options),
+    )
+    name = f"{method.name} replay"
+    job = Job(algorithm, name, name, watch.on_progress)
+    runner.run([job], watch.cancellation)
+    require_finite(job.result(), name)
+    watch.check(name)
+    return job
+
+
+def reconstruct(
+    runner: Runner, inversion: Inversion, guidance_scale: float | None, watch: Watch
+) -> Reconstruction:
+    """The inversion without an edit, and what was lost to what."""
+    clock = Clock()
+    require_fitting(runner, inversion)
+    scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
+    scale = resolved_scale(runner, scale)
+    job = replay(runner, inversion, [inversion.prompt], scale, NoEdit(), watch)
+    clock.lap("sample")
+    found = reconstruction(runner, inversion, job, scale, clock)
+    if found.dominant_error is not None:
+        return found
+    quiet = Watch(watch.on_progress, None, watch.cancellation)
+    unguided = replay(runner, inversion, [inversion.prompt], 1.0, NoEdit(), quiet)
+    alone = runner.decode(unguided.result())[0]
+    clock.lap("attribute")
+    source = inversion.picture.pixels
+    return found.attributed(dominant_error(source, found.round_trip, found.picture, alone))
+
+
+def reconstruction(
+    runner: Runner, inversion: Inversion, job: Job[Tensor], scale: float, clock: Clock
+) -> Reconstruction:
+    """What an ended replay's first row, the source's, says of its inversion."""
+    round_trip, picture = runner.decode(
+        torch.cat([inversion.latents.to(runner.model.device), job.result()[:1]])
+    )
+    clock.lap("decode")
+    source = inversion.picture.pixels
+    return Reconstruction(
+        picture=picture,
+        round_trip=round_trip,
+        guidance_scale=scale,
+        psnr=psnr(source, picture),
+        vae_psnr=psnr(source, round_trip),
+        dominant_error=dominant_error(source, round_trip, picture, picture if scale == 1 else None),
+        seconds=clock.laps,
+        unet_rows=job.rows_asked,
+    )
+
+
+def edit_many(
+    runner: Runner,
+    inversion: Inversion,
+    targets: Sequence[str | Edit],
+    guidance_scale: float | None,
+    watch: Watch,
+    options: Mapping[str, Any],
+) -> Edited:
+    """All targets of one inversion, at most `TARGETS_AT_ONCE` beside the source in one batch."""
+    clock = Clock()
+    require_fitting(runner, inversion)
+    scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
+    scale = resolved_scale(runner, scale)
+    edits = as_edits(targets, options)
+    _require_masks_of_size(edits, inversion.picture.size)
+    groups = [
+        edits[start : start + TARGETS_AT_ONCE] for start in range(0, len(edits), TARGETS_AT_ONCE)
+    ]
+    controls = [_control(runner, inversion, group) for group in groups]
+    runner.probe_once(watch.cancellation)
+    clock.lap("plan")
+    parts = []
+    for group, control in zip(groups, controls, strict=True):
+        prompts = [inversion.prompt, *(edit.target for edit in group)]
+        job = replay(runner, inversion, prompts, scale, control, watch)
+        clock.lap("edit")
+        parts.append(_edited(runner, inversion, group, control, job, scale, clock))
+    return Edited.joined(parts)
+
+
+def require_fitting(runner: Runner, inversion: Inversion) -> None:
+    """Raise ModelError for another model's inversion, InversionFileError for another schedule's."""
+    model = runner.model
+    if inversion.fingerprint != model.fingerprint:
+        raise ModelError(
+            f"the inversion was made with model {inversion.model!r} "
+            f"({inversion.fingerprint[:DISPLAYED]}), this engine runs {model.name!r} "
+            f"({model.fingerprint[:DISPLAYED]}); load that model or invert again"
+        )
+    effective = model.levels.schedule(inversion.num_inference_steps).record()
+    for name in effective.keys() & inversion.schedule.keys():
+        made_with, now = inversion.schedule[name], effective[name]
+        if _plain(made_with) != _plain(now):
+            raise InversionFileError(
+                f"the inversion was made on a schedule whose {name} differ from what "
+                f"{inversion.num_inference_steps} steps give now; invert the image again"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: a file's tuples are lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def as_edits(targets: Sequence[str | Edit], options: Mapping[str, Any]) -> list[Edit]:
+    """Raises ValueError for options beside an Edit: they would be dropped."""
+    if not targets:
+        raise ValueError("give at least one target to edit to")
+    if options and any(isinstance(target, Edit) for target in targets):
+        raise ValueError(
+            f"options {', '.join(options)} are for targets given as text; an Edit has its own"
+        )
+    known = [each.name for each in fields(Edit) if each.name != "target"]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"an edit has no option {name!r}; accepted are {', '.join(known)}")
+    return [each if isinstance(each, Edit) else Edit(each, **options) for each in targets]
+
+
+def _require_masks_of_size(edits: Sequence[Edit], size: tuple[int, int]) -> None:
+    for edit in edits:
+        if edit.mask is not None and tuple(edit.mask.shape) != size:
+            raise ValueError(
+                f"the mask of the edit to {edit.target!r} is {list(edit.mask.shape)}; the "
+                f"inverted picture is {list(size)} (fitted to the model: inversion.picture)"
+            )
+
+
+def _control(runner: Runner, inversion: Inversion, edits: Sequence[Edit]) -> PromptToPrompt:
+    source, *targets = (
+        runner.model.text.tokens(prompt)
+        for prompt in (inversion.prompt, *(edit.target for edit in edits))
+    )
+    return PromptToPrompt(source, targets, edits, inversion.num_inference_steps, runner.layers)
+
+
+def _edited(
+    runner: Runner,
+    inversion: Inversion,
+    edits: list[Edit],
+    control: PromptToPrompt,
+    job: Job[Tensor],
+    scale: float,
+    clock: Clock,
+) -> Edited:
+    latents = job.result()
+    source = reconstruction(runner, inversion, job, scale, clock)
+    pictures = runner.decode(latents[1:])
+    clock.lap("decode")
+    size = inversion.picture.size
+    masks = [_pixel_mask(control, index, size) for index in range(len(edits))]
+    return Edited(
+        pictures=pictures,
+        source=source,
+        edits=edits,
+        kinds=[plan.alignment.kind for plan in control.plans],
+        heat_maps=[control.heat_maps(index) for index in range(len(edits))],
+        masks=masks,
+        outside_mask_psnr=[
+            None
+            if mask is None or bool(mask.all())
+            else psnr(inversion.picture.pixels, edited, ~mask.numpy())
+            for mask, edited in zip(masks, pictures, strict=True)
+        ],
+        touched=[control.touched(index) for index in range(len(edits))],
+        latents=latents,
+        seconds=clock.laps,
+        unet_rows=job.rows_asked,
+    )
+
+
+def _pixel_mask(control: PromptToPrompt, target: int, size: tuple[int, int]) -> Tensor | None:
+    """Where a target was allowed to change at the last step, at the picture's size: bool [H, W]."""
+    if control.masks is None:
+        return None
+    mask = control.masks[target][None, None].float().cpu()
+    return interpolate(mask, size=size, mode="nearest")[0, 0] > 0

@@ -1,0 +1,185 @@
+"""What every call of an engine runs on: the model behind one lock, a clock, and who looks on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attention_routes import AttentionRoutes
+from .cancellation import Cancellation
+from .control import Control
+from .driver import Denoiser, Job, Listener, drive_many
+from .editing.routes import Layers
+from .errors import NonFiniteError
+from .images import Pixels, from_tensor
+from .model.load import Model
+from .query import Conditioning, Result
+from .runtime.probe import probe_routes
+from .schedule import Schedule
+
+_PATIENCE = 0.02  # seconds between looks at a cancellation while another call runs
+
+StepCallback = Callable[[int, float, dict[str, Tensor]], Mapping[str, Tensor]]
+"""After a step: (step, timestep, {"latents"}) to {} or {"latents": changed ones}."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a call runs, and may change its latents or end it."""
+
+    on_progress: Listener | None = None
+    on_step_end: StepCallback | None = None
+    cancellation: Cancellation | None = None
+
+    def check(self, what: str) -> None:
+        if self.cancellation is not None:
+            self.cancellation.check(what)
+
+    def over(self, control: Control, schedule: Schedule) -> Control:
+        """The control, with its steps told to the callback."""
+        if self.on_step_end is None:
+            return control
+        return _Watched(control, self.on_step_end, schedule)
+
+
+class _Watched:
+    """A control whose steps are told to a callback, after the edit has acted."""
+
+    def __init__(self, inner: Control, callback: StepCallback, schedule: Schedule) -> None:
+        self._inner = inner
+        self._callback = callback
+        self._schedule = schedule
+
+    def routes(self, step: int) -> AttentionRoutes | None:
+        return self._inner.routes(step)
+
+    def after_step(self, step: int, latents: Tensor, word_maps: Tensor | None) -> Tensor:
+        latents = self._inner.after_step(step, latents, word_maps)
+        timestep = self._schedule.levels[self._schedule.steps - step].timestep
+        whole = int(timestep) if timestep == int(timestep) else timestep
+        answer: Any = self._callback(step, whole, {"latents": latents})
+        if not isinstance(answer, Mapping) or set(answer) - {"latents"}:
+            said = list(answer) if isinstance(answer, Mapping) else type(answer).__name__
+            raise ValueError(
+                f"callback_on_step_end returned {said}; a dict is expected, {{}} to change "
+                'nothing or {"latents": latents}'
+            )
+        changed = answer.get("latents", latents)
+        if not isinstance(changed, Tensor) or changed.shape != latents.shape:
+            said = list(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            raise ValueError(
+                f"callback_on_step_end returned latents {said} at step {step}; "
+                f"{list(latents.shape)} are expected"
+            )
+        return changed.to(latents)
+
+    def sources(self, rows: int) -> Tensor:
+        return self._inner.sources(rows)
+
+
+class Clock:
+    """Wall-clock seconds of named laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+class Runner:
+    """A model and the denoiser that runs it. Calls from several threads take turns."""
+
+    def __init__(self, model: Model, denoiser: Denoiser) -> None:
+        self.model = model
+        self.denoiser = denoiser
+        self.layers = Layers(
+            tuple(layer.downscale for layer in model.unet.self_layers),
+            tuple(layer.downscale for layer in model.unet.cross_layers),
+            model.family.self_injection_downscale,
+        )
+        self.load_seconds = 0.0
+        self._lock = threading.RLock()  # a callback may call the engine that called it
+        self._probed = False
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def run(
+        self,
+        jobs: Sequence[Job[Result]],
+        cancellation: Cancellation | None = None,
+        *,
+        max_rows: int | None = None,
+    ) -> None:
+        """Run jobs together to their ends; each keeps its result or its error.
+
+        Raises Cancelled, before anything runs, if the end was asked for while waiting.
+        """
+        for job in jobs:
+            job.cancellation = cancellation
+        with self._turn(cancellation):
+            drive_many(jobs, self.denoiser, max_rows=max_rows)
+
+    def encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+        """Conditioning of B prompts for pictures of `size`, on the model's device."""
+        with torch.no_grad():
+            return self.model.text.encode(prompts, size).to(self.model.device)
+
+    def decode(self, latents: Tensor) -> list[Pixels]:
+        """Latents [B, C, h, w] to uint8 [H, W, 3] each; one at a time, as the decoder is what
+        takes most memory.
+        """
+        with torch.no_grad():
+            return [
+                from_tensor(self.model.autoencoder.decode(one.to(self.model.device)))[0]
+                for one in latents.split(1)
+            ]
+
+    def probe_once(self, cancellation: Cancellation | None = None) -> None:
+        """Before the first edit: every attention layer must follow its route."""
+        if self._probed:
+            return
+        side = 2 * max(self.layers.self_downscales + self.layers.cross_downscales)
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, self.model.autoencoder.channels, side, side)
+        latents = torch.randn(shape, generator=generator).to(self.model.device)
+        conditioning = self.encode(["a cat", "blue sky"], self.model.default_size)
+        with self._turn(cancellation):
+            if not self._probed:  # another thread may have, meanwhile
+                probe_routes(self.denoiser, self.model.unet.layers, conditioning, latents)
+                self._probed = True
+
+    @contextmanager
+    def _turn(self, cancellation: Cancellation | None) -> Iterator[None]:
+        if cancellation is None:
+            with self._lock:
+                yield
+            return
+        cancellation.check()
+        while not self._lock.acquire(timeout=_PATIENCE):
+            cancellation.check()
+        try:
+            cancellation.check()
+            yield
+        finally:
+            self._lock.release()
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Raises NonFiniteError."""
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError(
+            f"{what} ended in NaN or infinity; use dtype float32, more steps or a lower guidance"
+        )
