@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .control import NoEdit
 from .driver import Job
+from .images import Pixels, from_tensor
 from .inverting import resolved_scale
-from .results import Generated, OutputType, as_output, check_output_type
+from .results import Generated, Images, OutputType, as_output, check_output_type
 from .running import Clock, Runner, Watch, require_finite
 from .sampling.ddim import sample
 
@@ -52,8 +53,11 @@ def generate(
     require_finite(latents, "generate")
     watch.check("generate")
     clock.lap("sample")
-    pictures = [] if output_type == "latent" else runner.decode(latents)
-    images = as_output(pictures, output_type) if pictures else latents
+    pictures: list[Pixels] = []
+    images: Images = latents
+    if output_type != "latent":
+        decoded = runner.decode(latents)
+        pictures, images = from_tensor(decoded), as_output(decoded, output_type)
     clock.lap("decode")
     return Generated(
         images=images,

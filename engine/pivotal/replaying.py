@@ -78,7 +78,7 @@ def reconstruct(
         return found
     quiet = Watch(watch.on_progress, None, watch.cancellation)
     unguided = replay(runner, inversion, [inversion.prompt], 1.0, NoEdit(), quiet)
-    alone = runner.decode(unguided.result())[0]
+    alone = runner.pictures(unguided.result())[0]
     clock.lap("attribute")
     source = inversion.picture.pixels
     return found.attributed(dominant_error(source, found.round_trip, found.picture, alone))
@@ -88,7 +88,7 @@ def reconstruction(
     runner: Runner, inversion: Inversion, job: Job[Tensor], scale: float, clock: Clock
 ) -> Reconstruction:
     """What an ended replay's first row, the source's, says of its inversion."""
-    round_trip, picture = runner.decode(
+    round_trip, picture = runner.pictures(
         torch.cat([inversion.latents.to(runner.model.device), job.result()[:1]])
     )
     clock.lap("decode")
@@ -202,7 +202,7 @@ def _edited(
 ) -> Edited:
     latents = job.result()
     source = reconstruction(runner, inversion, job, scale, clock)
-    pictures = runner.decode(latents[1:])
+    pictures = runner.pictures(latents[1:])
     clock.lap("decode")
     size = inversion.picture.size
     masks = [_pixel_mask(control, index, size) for index in range(len(edits))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .editing.edit import Edit
 from .editing.prompt_to_prompt import Touched
-from .images import Pixels
+from .images import Pixels, from_tensor
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Images = list[Image.Image] | npt.NDArray[np.float32] | Tensor
@@ -125,16 +125,19 @@ def check_output_type(output_type: str) -> None:
         )
 
 
-def as_output(pictures: Iterable[Pixels], output_type: OutputType) -> Images:
-    """uint8 [H, W, 3] pictures of one size as diffusers' "pil", "np" or "pt".
+def as_output(images: Tensor, output_type: OutputType) -> Images:
+    """Decoded images [B, 3, H, W] float32 in [-1, 1] as diffusers' "pil", "np" or "pt".
 
-    Raises ValueError for another type, "latent" too: a picture is no latent.
+    The last two are not rounded to 8 bit. Raises ValueError for another type, "latent" too: a
+    picture is no latent.
     """
-    pictures = list(pictures)
-    if output_type == "pil":
-        return [Image.fromarray(pixels) for pixels in pictures]
     check_output_type(output_type)
     if output_type == "latent":
         raise ValueError("output_type='latent' is not possible for decoded pictures")
-    stacked: npt.NDArray[np.float32] = np.stack(pictures).astype(np.float32) / np.float32(255)
-    return stacked if output_type == "np" else torch.from_numpy(stacked).permute(0, 3, 1, 2)
+    if output_type == "pil":
+        return [Image.fromarray(pixels) for pixels in from_tensor(images)]
+    within = (images.cpu() / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return within
+    channels_last: npt.NDArray[np.float32] = within.permute(0, 2, 3, 1).contiguous().numpy()
+    return channels_last

@@ -137,15 +137,19 @@ class Runner:
         with torch.no_grad():
             return self.model.text.encode(prompts, size).to(self.model.device)
 
-    def decode(self, latents: Tensor) -> list[Pixels]:
-        """Latents [B, C, h, w] to uint8 [H, W, 3] each; one at a time, as the decoder is what
-        takes most memory.
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to images [B, 3, H, W] float32 in [-1, 1] on the CPU.
+
+        One at a time, as the decoder is what takes most memory.
         """
+        decoder, device = self.model.autoencoder.decode, self.model.device
         with torch.no_grad():
-            return [
-                from_tensor(self.model.autoencoder.decode(one.to(self.model.device)))[0]
-                for one in latents.split(1)
-            ]
+            images = [decoder(one.to(device, torch.float32)).cpu() for one in latents.split(1)]
+        return torch.cat(images)
+
+    def pictures(self, latents: Tensor) -> list[Pixels]:
+        """Latents [B, C, h, w] to uint8 [H, W, 3] each."""
+        return from_tensor(self.decode(latents))
 
     def probe_once(self, cancellation: Cancellation | None = None) -> None:
         """Before the first edit: every attention layer must follow its route."""
