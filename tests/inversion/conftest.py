@@ -5,7 +5,9 @@ import torch
 
 from pivotal.control import NoEdit
 from pivotal.driver import drive
+from pivotal.model.unet import RoutedUNet
 from pivotal.query import Conditioning
+from pivotal.runtime.torch_denoiser import TorchDenoiser
 from pivotal.schedule import NoiseLevels, ScheduleConfig
 
 STEPS = 4
@@ -19,6 +21,27 @@ def gentle():
         return NoiseLevels(ScheduleConfig(beta_end=0.003, steps_offset=1, **config)).schedule(steps)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def calm_unet(plain_unet):
+    """A fresh copy of the tiny UNet, its prediction scaled down: each step's implicit equation is
+    then a contraction, as a trained network's nearly always is.
+    """
+
+    def make():
+        unet = plain_unet()
+        with torch.no_grad():
+            unet.conv_out.weight.mul_(0.1)
+        return unet
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def calm(calm_unet):
+    """`calm()`: a denoiser on `calm_unet`."""
+    return lambda: TorchDenoiser(RoutedUNet(calm_unet(), word_map_downscale=2), "epsilon")
 
 
 @pytest.fixture

@@ -15,12 +15,15 @@ from pivotal.tokens import Tokens
 
 STEPS, SCALE = 3, 2.0
 NAMES = list(METHODS)
-# Rounding grows along a random network's trajectory, most where a method solves or optimises.
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE = {"rtol": 1e-6, "atol": 1e-7}
 
 
-# Fewer iterations than the defaults, to be quick.
-FEWER = {"null-text": {"inner_steps": 1}}
+# Fewer iterations than the defaults, to be quick; ReNoise's penalty is for noise of unit variance,
+# which this network does not predict.
+FEWER = {
+    "null-text": {"inner_steps": 1},
+    "renoise": {"regularisation_steps": 1, "divergence_weight": 1e-6},
+}
 
 
 def options_of(method):
@@ -40,8 +43,8 @@ def inverting(method, schedule, case):
 
 
 @pytest.fixture(scope="module")
-def denoiser(torch_denoiser):
-    return torch_denoiser()
+def denoiser(calm):
+    return calm()
 
 
 @pytest.fixture
@@ -131,9 +134,9 @@ def test_what_is_stored_is_what_its_check_expects(name, denoiser, gentle, case):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_asks_only_what_it_says_it_needs(name, torch_denoiser, recording, gentle, case):
+def test_it_asks_only_what_it_says_it_needs(name, calm, recording, gentle, case):
     method, schedule, one = METHODS[name], gentle(STEPS), case()
-    denoiser = recording(torch_denoiser())
+    denoiser = recording(calm())
     inverted = drive(inverting(method, schedule, one), denoiser)
     assert {type(query) for query in denoiser.batches} <= method.needs
     drive(replaying(method, schedule, inverted, one), denoiser)
@@ -156,13 +159,13 @@ def test_a_prompt_to_prompt_edit_acts_on_the_target_alone(name, denoiser, gentle
         rows = inverted.expand(2)
         found[kind] = drive(replaying(method, schedule, rows, pair, control), denoiser)
         torch.testing.assert_close(found[kind][:1], plain, **CLOSE)
-        assert (found[kind][1] - found[kind][0]).abs().max() > 1e-3
+        assert (found[kind][1] - found[kind][0]).abs().max() > 1e-4
         assert control.masks is not None
         outside = ~control.masks[0].expand(found[kind].shape[1], -1, -1)
         torch.testing.assert_close(
             found[kind][1][outside], found[kind][0][outside], rtol=1e-6, atol=1e-6
         )
-    assert (found["swap"][1] - found["wider"][1]).abs().max() > 1e-4
+    assert (found["swap"][1] - found["wider"][1]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -219,8 +222,8 @@ def test_an_edits_control_is_met_before_and_after_every_step(name, denoiser, gen
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cancelling_ends_it_before_another_query(name, torch_denoiser, recording, gentle, case):
-    method, denoiser = METHODS[name], recording(torch_denoiser())
+def test_cancelling_ends_it_before_another_query(name, calm, recording, gentle, case):
+    method, denoiser = METHODS[name], recording(calm())
     driver = Driver(denoiser)
     job = driver.add(Job(inverting(method, gentle(STEPS), case()), name))
     driver.turn()
@@ -233,9 +236,9 @@ def test_cancelling_ends_it_before_another_query(name, torch_denoiser, recording
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_says_how_far_it_is(name, torch_denoiser, gentle, case):
+def test_it_says_how_far_it_is(name, denoiser, gentle, case):
     method, seen = METHODS[name], []
-    schedule, denoiser = gentle(STEPS), torch_denoiser()
+    schedule = gentle(STEPS)
     inverted = drive(inverting(method, schedule, case()), denoiser, listener=seen.append)
     drive(replaying(method, schedule, inverted, case()), denoiser, listener=seen.append)
     phases = {notice.phase for notice in seen}

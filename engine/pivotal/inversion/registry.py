@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pivotal.query import Denoise, NoiseGradient
 
-from . import ddim, direct, negative_prompt, null_text
+from . import ddim, direct, fixed_point, negative_prompt, newton, null_text, renoise
 from .method import Method
 
 __all__ = ["METHODS", "Method", "method_named"]
@@ -65,6 +65,42 @@ METHODS: Mapping[str, Method] = {
             options=direct.DirectOptions,
             needs=frozenset({Denoise}),
             stored={"pivots": ("levels", "latents")},
+        ),
+        Method(
+            name="fixed-point",
+            title="Fixed-point inversion, plain or Anderson-accelerated",
+            paper="arXiv:2309.04907",
+            rows="at most steps * iterations",
+            stores="the noise",
+            guidance=(1.0, 3.0),
+            invert=fixed_point.invert,
+            replay=fixed_point.replay,
+            options=fixed_point.FixedPointOptions,
+            needs=frozenset({Denoise}),
+        ),
+        Method(
+            name="renoise",
+            title="ReNoise",
+            paper="arXiv:2403.14602",
+            rows="at most steps * (renoise_steps + 2)",
+            stores="the noise",
+            guidance=(1.0, 3.0),
+            invert=renoise.invert,
+            replay=renoise.replay,
+            options=renoise.ReNoiseOptions,
+            needs=frozenset({Denoise}),
+        ),
+        Method(
+            name="newton-raphson",
+            title="Guided Newton-Raphson inversion",
+            paper="arXiv:2312.12540",
+            rows="steps * (2 iterations - 1)",
+            stores="the noise",
+            guidance=(1.0, 3.0),
+            invert=newton.invert,
+            replay=newton.replay,
+            options=newton.NewtonOptions,
+            needs=frozenset({Denoise, NoiseGradient}),
         ),
     )
 }
