@@ -108,7 +108,7 @@ def test_several_targets_give_a_picture_each(folder, inverted):
         (["invert", "photo.png", "--prompt", "x", "--device", "toaster"], "toaster"),
         (["invert", "photo.png", "--prompt", "x", "-o", "no/where.safetensors"], "no/where"),
         (["invert", "photo.png", "--prompt", "circle " * 100, "--steps", "2"], "77"),
-        (["invert", "photo.png", "--prompt", "x", "-o", "photo.png"], ".safetensors"),
+        (["invert", "photo.png", "--prompt", "x", "-o", "pic.png"], ".safetensors"),
         (["edit", "photo.png", "--target", "x"], "photo.png"),
         (["edit", "cat.safetensors", "--target", TARGET, "-o", "dog.gif"], "dog.gif"),
         (["edit", "nothing.safetensors", "--target", "x"], "nothing.safetensors"),
@@ -156,4 +156,5 @@ def test_a_shell_sees_the_exit_code_and_no_traceback(tmp_path):
         capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.strip() == "pivotal: there is no inversion file 'nothing.safetensors'"
+    assert done.stderr.startswith("pivotal: ")
+    assert "nothing.safetensors" in done.stderr

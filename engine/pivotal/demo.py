@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as ConsoleTable
-
+from .driver import Listener
 from .editing.edit import Edit
 from .engine import Engine
-from .errors import OutputError
 from .figures import Row, Table, contact_sheet
-from .images import save_image
-from .inversion_file import Inversion, write_inversion
-from .progress import ProgressBar
-from .results import Reconstruction
+from .images import Pixels
+from .inversion_file import Inversion
+from .results import Edited, Reconstruction
 from .sheets import (
     decibels,
     edit_panels,
@@ -31,6 +29,10 @@ from .sheets import (
 )
 
 GUIDANCE = 7.5
+SHEET = "contact-sheet.png"
+
+Show = Callable[[str], AbstractContextManager[Listener]]
+"""A progress bar whose lines begin with these words."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,38 @@ class Subject:
     prompt: str
     edit: Edit
 
+    @property
+    def stem(self) -> str:
+        return Path(self.file).stem
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What became of one subject. picture: the edit, uint8 [H, W, 3]."""
+
+    subject: Subject
+    picture: Pixels
+    record: dict[str, Any]
+    inversion: Inversion
+    row: Row
+    runs: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the demo found: a contact sheet, each subject's files, and the figures as a table."""
+
+    sheet: Pixels
+    shown: list[Shown]
+    table: Table
+    seconds: float
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds,
+            "runs": [run for each in self.shown for run in each.runs],
+        }
+
 
 def subjects() -> list[Subject]:
     """The bundled pictures, neither of which the model's training saw."""
@@ -52,64 +86,41 @@ def subjects() -> list[Subject]:
     ]
 
 
-def run_demo(folder: Path, steps: int, console: Console, *, quiet: bool = False) -> dict[str, Any]:
-    """Run on the CPU with the bundled model; write pictures and a contact sheet to `folder`.
-
-    Returns the figures. Raises OutputError if the folder can't be written.
-    """
+def run_demo(steps: int, show: Show) -> Outcome:
+    """Run with the bundled model on the CPU. Writes nothing."""
     start = time.perf_counter()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"can't make the folder {str(folder)!r}: {error.strerror}") from None
     engine = Engine.load("shapes")
-    rows: list[Row] = []
-    records: list[dict[str, Any]] = []
-    for subject in subjects():
-        row, record = _one(engine, subject, steps, folder, console, quiet)
-        rows.append(row)
-        records += record
+    shown = [_one(engine, subject, steps, show) for subject in subjects()]
     total = time.perf_counter() - start
     header = ("picture", "method", "VAE", "reconstruction", "mostly", "seconds", "UNet rows")
     lines = [
         (
-            each["picture"],
-            each["title"],
-            decibels(each["vae_psnr"] or float("inf")),
-            decibels(each["psnr"] or float("inf")),
-            each["dominant_error"],
-            f"{each['seconds']['invert'] + each['seconds']['reconstruct']:.1f}",
-            str(each["unet_rows"]),
+            run["picture"],
+            run["title"],
+            decibels(run["vae_psnr"]),
+            decibels(run["psnr"]),
+            run["dominant_error"],
+            f"{run['seconds']['invert'] + run['seconds']['reconstruct']:.1f}",
+            str(run["unet_rows"]),
         )
-        for each in records
+        for each in shown
+        for run in each.runs
     ]
+    table = Table(header, lines)
     sheet = contact_sheet(
-        rows,
+        [each.row for each in shown],
         title="pivotal: inverted, reconstructed, edited",
         footer=f"bundled model “shapes” · {steps} steps · {engine.model.device} · {total:.0f} s",
         columns=6,
-        table=Table(header, lines),
+        table=table,
     )
-    path = folder / "contact-sheet.png"
-    save_image(sheet, path)
-    if not quiet:
-        table = ConsoleTable(*header)
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
-        console.print(f"{total:.0f} s in all; look at {path}", markup=False)
-    return {"seconds": total, "runs": records, "outputs": {"sheet": str(path)}}
+    return Outcome(sheet, shown, table, total)
 
 
-def _one(
-    engine: Engine, subject: Subject, steps: int, folder: Path, console: Console, quiet: bool
-) -> tuple[Row, list[dict[str, Any]]]:
-    def prefixed(what: str) -> ProgressBar:
-        return ProgressBar(console, quiet=quiet, prefix=f"{subject.label}, {what}: ")
-
+def _one(engine: Engine, subject: Subject, steps: int, show: Show) -> Shown:
     def invert(method: str) -> Inversion:
         picture = files("pivotal") / "bundled/pictures" / subject.file
-        with as_file(picture) as path, prefixed(method) as bar:
+        with as_file(picture) as path, show(f"{subject.label}, {method}: ") as bar:
             return engine.invert(
                 path,
                 subject.prompt,
@@ -120,36 +131,37 @@ def _one(
             )
 
     def back(inversion: Inversion, guidance: float) -> Reconstruction:
-        with prefixed(f"back at guidance {guidance:g}") as bar:
+        with show(f"{subject.label}, back at guidance {guidance:g}: ") as bar:
             return engine.reconstruct(inversion, guidance_scale=guidance, on_progress=bar)
 
     ddim, null_text = invert("ddim"), invert("null-text")
     plain, drifted, fitted = back(ddim, 1.0), back(ddim, GUIDANCE), back(null_text, GUIDANCE)
-    with prefixed("editing") as bar:
+    with show(f"{subject.label}, editing: ") as bar:
         edited = engine.edit(null_text, subject.edit, on_progress=bar)
-    name = Path(subject.file).stem
-    picture = folder / f"{name}-edit.png"
-    save_image(
-        edited.pictures[0],
-        picture,
-        {"pivotal": json.dumps(edit_record(edited, 0, {"picture": str(picture)}))},
-    )
-    write_inversion(null_text, folder / f"{name}.safetensors")
     panels = inversion_panels(ddim, plain)
     panels += [reconstruction_panel(ddim, drifted), reconstruction_panel(null_text, fitted)]
     panels += edit_panels(edited)
-    records = [
-        {
-            **inversion_record(inversion, found),
-            "picture": subject.label,
-            "title": f"{inversion.method}, in at 1, out at {found.guidance_scale:g}"
-            if inversion.method == "ddim"
-            else f"{inversion.method}, out at {found.guidance_scale:g}",
-            "guidance_scale": found.guidance_scale,
-            "edit_outside_mask_psnr": None
-            if edited.outside_mask_psnr[0] is None
-            else finite(edited.outside_mask_psnr[0]),
-        }
-        for inversion, found in ((ddim, plain), (ddim, drifted), (null_text, fitted))
-    ]
-    return Row(f"{subject.label}: “{subject.prompt}”", panels), records
+    ran = ((ddim, plain), (ddim, drifted), (null_text, fitted))
+    return Shown(
+        subject=subject,
+        picture=null_text.picture.unfit(edited.pictures[0]),
+        record=edit_record(null_text, edited, 0, {}),
+        inversion=null_text,
+        row=Row(f"{subject.label}: “{subject.prompt}”", panels),
+        runs=[_run(subject, inversion, found, edited) for inversion, found in ran],
+    )
+
+
+def _run(
+    subject: Subject, inversion: Inversion, found: Reconstruction, edited: Edited
+) -> dict[str, Any]:
+    """One inversion sampled back, in figures."""
+    inward = "in at 1, " if inversion.method == "ddim" else ""
+    outside = edited.outside_mask_psnr[0]
+    return {
+        **inversion_record(inversion, found),
+        "picture": subject.label,
+        "title": f"{inversion.method}, {inward}out at {found.guidance_scale:g}",
+        "guidance_scale": found.guidance_scale,
+        "edit_outside_mask_psnr": None if outside is None else finite(outside),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -21,9 +22,19 @@ _TITLES = {"invert": "inverting", "fit": "fitting null embeddings", "sample": "s
 
 
 class ProgressBar:
-    """One line for each phase of the work. Call it with each notice; use it as a context."""
+    """One line for each phase of the work. Call it with each notice; use it as a context.
 
-    def __init__(self, console: Console, *, quiet: bool = False, prefix: str = "") -> None:
+    check: called with each notice as well; what it raises ends the work.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        quiet: bool = False,
+        prefix: str = "",
+        check: Callable[[], None] | None = None,
+    ) -> None:
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -35,6 +46,7 @@ class ProgressBar:
             disable=quiet,
         )
         self._prefix = prefix
+        self._check = check
         self._phase: str | None = None
         self._task: TaskID | None = None
 
@@ -53,6 +65,8 @@ class ProgressBar:
         self._bar.stop()
 
     def __call__(self, notice: Progress) -> None:
+        if self._check is not None:
+            self._check()
         if notice.phase != self._phase or notice.step == 0:
             self._complete()
             title = self._prefix + _TITLES.get(notice.phase, notice.phase)

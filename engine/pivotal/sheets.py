@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from . import __version__
 from .figures import Panel, Row, heat_map, latents_as_picture
 from .inversion_file import Inversion
-from .results import Edited, Reconstruction
+from .model.load import Model
+from .results import Edited, Generated, Reconstruction
 
 
 def inversion_panels(inversion: Inversion, found: Reconstruction) -> list[Panel]:
@@ -78,19 +82,69 @@ def inversion_record(inversion: Inversion, found: Reconstruction) -> dict[str, A
         "device": report["device"],
         "dtype": report["dtype"],
         "unet_rows": report["unet_rows"],
+        "cached": bool(report.get("cached")),
         "prompt": inversion.prompt,
         "options": dict(inversion.options),
         "schedule": dict(inversion.schedule),
     }
 
 
-def edit_record(edited: Edited, index: int, outputs: Mapping[str, str]) -> dict[str, Any]:
+def reconstruction_record(inversion: Inversion, found: Reconstruction) -> dict[str, Any]:
+    """The figures of a reconstruction, for --json and a picture's metadata."""
+    return {
+        **_source(inversion),
+        "guidance_scale": found.guidance_scale,
+        "seconds": {**found.seconds, "total": sum(found.seconds.values())},
+        "psnr": finite(found.psnr),
+        "vae_psnr": finite(found.vae_psnr),
+        "dominant_error": found.dominant_error,
+        "unet_rows": found.unet_rows,
+    }
+
+
+def generation_record(
+    model: Model, made: Generated, index: int, outputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """How one picture was made from text, for --json and its metadata."""
+    return {
+        "prompt": made.prompts[index],
+        "seed": None if made.seeds is None else made.seeds[index],
+        "steps": len(made.schedule["timesteps"]),
+        "guidance_scale": made.guidance_scale,
+        "model": model.name,
+        "family": model.family.name,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "schedule": dict(made.schedule),
+        "seconds": {**made.seconds, "total": sum(made.seconds.values())},
+        "unet_rows": made.unet_rows,
+        "outputs": dict(outputs),
+    }
+
+
+def _source(inversion: Inversion) -> dict[str, Any]:
+    """What was inverted, and how."""
+    return {
+        "prompt": inversion.prompt,
+        "method": inversion.method,
+        "options": dict(inversion.options),
+        "steps": inversion.num_inference_steps,
+        "model": inversion.model,
+        "family": inversion.family,
+    }
+
+
+def edit_record(
+    inversion: Inversion, edited: Edited, index: int, outputs: Mapping[str, str]
+) -> dict[str, Any]:
     """The figures of one target's edit, for --json and a picture's metadata."""
     edit = edited.edits[index]
     outside = edited.outside_mask_psnr[index]
     touched = edited.touched[index]
     windows = edit.cross_replace_steps
     return {
+        **_source(inversion),
+        "guidance_scale": edited.source.guidance_scale,
         "seconds": {**edited.seconds, "total": sum(edited.seconds.values())},
         "touched": {
             "layers": max(reach.layers for reach in touched.values()),
@@ -106,14 +160,34 @@ def edit_record(edited: Edited, index: int, outputs: Mapping[str, str]) -> dict[
             "blend": edit.blend,
             "subtract": edit.subtract,
         },
+        "psnr": finite(edited.source.psnr),
+        "vae_psnr": finite(edited.source.vae_psnr),
         "outside_mask_psnr": None if outside is None else finite(outside),
         "unet_rows": edited.unet_rows,
         "outputs": dict(outputs),
     }
 
 
-def decibels(value: float) -> str:
-    return "identical" if math.isinf(value) else f"{value:.1f} dB"
+def embedded(record: Mapping[str, Any]) -> dict[str, str]:
+    """A record as a picture carries it with it: nothing in it tells of this machine."""
+    private = ("outputs", "seconds", "device")
+    kept = {name: value for name, value in record.items() if name not in private}
+    if "model" in kept:
+        kept["model"] = re.split(r"[\\/]", str(kept["model"]).rstrip("/\\"))[-1]
+    return {"pivotal": json.dumps({"version": __version__, **kept}, allow_nan=False)}
+
+
+def footer(inversion: Inversion) -> str:
+    """A sheet's last line: model, method, steps, precision."""
+    return (
+        f"{inversion.model} · {inversion.method} · {inversion.num_inference_steps} steps · "
+        f"{inversion.report['dtype']} on {inversion.report['device']}"
+    )
+
+
+def decibels(value: float | None) -> str:
+    """For people. None is what JSON has for the infinity of identical pictures."""
+    return "identical" if value is None or math.isinf(value) else f"{value:.1f} dB"
 
 
 def finite(value: float) -> float | None:

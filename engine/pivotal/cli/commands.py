@@ -1,0 +1,55 @@
+"""All commands under one name. Each has a file, and imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from . import cache, demo, doctor, edit, explain, generate, invert, methods, models, reconstruct
+from .options import command
+
+app = typer.Typer(
+    name="pivotal",
+    help="Invert real images into Stable Diffusion's noise space; edit them with Prompt-to-Prompt.",
+    epilog='Example: `pivotal invert photo.jpg --prompt "a cat on a sofa"`, then '
+    '`pivotal edit photo.safetensors --target "a dog on a sofa"`',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from pivotal import __version__
+
+        typer.echo(f"pivotal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def pivotal(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+pivotal.__doc__ = None
+_COMMANDS: tuple[Callable[..., Any], ...] = (
+    invert.invert,
+    reconstruct.reconstruct,
+    edit.edit,
+    generate.generate,
+    explain.explain,
+    methods.methods,
+    models.models,
+)
+for _each in _COMMANDS:
+    command(app)(_each)
+app.add_typer(cache.app, name="cache")
+for _each in (doctor.doctor, demo.demo):
+    command(app)(_each)

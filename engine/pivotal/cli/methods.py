@@ -1,0 +1,89 @@
+"""`pivotal methods`: how an image can be inverted."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .completion import complete_methods
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from pivotal.inversion.registry import Method
+
+
+def methods(
+    terminal: Terminal,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[METHOD]",
+            help="One method, with its options.",
+            autocompletion=complete_methods,
+        ),
+    ] = None,
+) -> None:
+    """List the inversion methods: papers, costs, what each stores; or one with its options.
+
+    Example: `pivotal methods null-text`
+    """
+    from pivotal.inversion.registry import METHODS, method_named
+
+    chosen = list(METHODS.values()) if name is None else [method_named(name)]
+    records = [_record(each) for each in chosen]
+    if name is None:
+        terminal.answer({"methods": records}, _overview(records))
+    else:
+        terminal.answer({"methods": records}, _one(records[0]))
+
+
+def _record(method: Method) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "name": method.name,
+        "title": method.title,
+        "paper": method.paper,
+        "rows": method.rows,
+        "stores": method.stores,
+        "needs": sorted(each.__name__ for each in method.needs),
+        "options": [
+            {"name": each.name, "type": str(each.type), "default": _default(each)}
+            for each in fields(method.options)
+            if not (method.fits_guidance and each.name == "guidance_scale")
+        ],
+    }
+    guidance = getattr(method, "guidance", None)
+    return record if guidance is None else {**record, "guidance": guidance}
+
+
+def _default(option: Any) -> Any:
+    """The default, as JSON has it; None where there is none."""
+    if option.default is MISSING:
+        return None
+    value = option.default
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _overview(records: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("method", "what it is", "paper", "UNet rows an image", "stores")
+    for record in records:
+        table.add_row(*(record[key] for key in ("name", "title", "paper", "rows", "stores")))
+    table.caption = (
+        "UNet rows: network evaluations; `pivotal methods NAME` shows a method's options"
+    )
+    return table
+
+
+def _one(record: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("", "", show_header=False)
+    shown = ("name", "title", "paper", "rows", "stores", "guidance")
+    for key in (key for key in shown if key in record):
+        table.add_row(key, str(record[key]))
+    for option in record["options"]:
+        table.add_row(f"--option {option['name']}={option['default']}", option["type"])
+    return table
