@@ -154,11 +154,21 @@ class InversionCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_inversion(inversion, self._path(key))
-        except (OSError, OutputError) as error:
+            size = self._path(key).stat().st_size
+        except (OSError, OutputError) as error:  # or another process has removed it already
             logger.warning("the inversion of %r is not cached: %s", inversion.prompt, error)
             return None
+        if size > self.max_bytes:
+            logger.warning(
+                "the inversion of %r takes %d bytes and is not cached; the limit is %d",
+                inversion.prompt,
+                size,
+                self.max_bytes,
+            )
+            self._unlink(self._path(key), size, Removed())
+            return None
         self.gc()
-        return key if self._path(key).exists() else None
+        return key
 
     def list(self) -> list[CacheEntry]:
         """All sound entries, the most recently used first."""
@@ -191,12 +201,12 @@ class InversionCache:
         if limit < 0:
             raise ValueError(f"max_bytes={limit}; 0 or more is expected")
         gone = self._remove_stale()
-        files = sorted(self._files(), key=lambda file: file[1].st_mtime_ns, reverse=True)
-        kept = 0
+        files = sorted(self._files(), key=lambda file: file[1].st_mtime_ns)
+        total = sum(status.st_size for _, status in files)
         for path, status in files:
-            if kept + status.st_size <= limit:
-                kept += status.st_size
-                continue
+            if total <= limit:
+                break
+            total -= status.st_size
             gone = self._unlink(path, status.st_size, gone)
         return gone
 
