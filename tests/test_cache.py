@@ -1,5 +1,6 @@
 """The cache of inversions: what it keeps, what it drops, and that it is never fooled."""
 
+import inspect
 import json
 import logging
 import os
@@ -16,24 +17,6 @@ from pivotal.cache import InversionCache, code_version, default_cache_folder
 from pivotal.images import fit, read_image
 from pivotal.inversion.base import Inverted
 from pivotal.inversion_file import Inversion, read_inversion, write_inversion
-
-MAKE = """
-import numpy as np, torch
-from pivotal.images import fit, read_image
-from pivotal.inversion.base import Inverted
-from pivotal.inversion_file import Inversion
-def make(number):
-    picture = read_image(np.full((32, 32, 3), number % 256, np.uint8))
-    return Inversion(
-        picture=fit(picture, (32, 32), "crop"), prompt=f"number {number}", method="ddim",
-        options={"guidance_scale": 1.0}, guidance_scale=7.5, num_inference_steps=4,
-        latents=torch.full((1, 4, 8, 8), float(number)),
-        inverted=Inverted(torch.full((1, 4, 8, 8), -float(number))),
-        model="shapes", family="shapes", fingerprint="f" * 64, image_digest=picture.digest,
-        schedule={"timesteps": [751.0, 501.0, 251.0, 1.0]},
-        report={"dtype": "float32", "psnr": 29.0},
-    )
-"""
 
 
 def make(number, **changes):
@@ -284,8 +267,15 @@ def test_two_processes_share_a_folder(tmp_path):
     half-written one.
     """
     limit = 4 * size_of_one(tmp_path)
-    code = MAKE + (
-        "import random, sys, torch\n"
+    imports = (
+        "import numpy as np, random, sys, torch\n"
+        "from dataclasses import replace\n"
+        "from pivotal.images import fit, read_image\n"
+        "from pivotal.inversion.base import Inverted\n"
+        "from pivotal.inversion_file import Inversion\n"
+    )
+    code = (
+        imports + inspect.getsource(make) + "\n"
         "from pivotal.cache import InversionCache\n"
         "cache = InversionCache(sys.argv[1], int(sys.argv[2]))\n"
         "chance, hits = random.Random(int(sys.argv[3])), 0\n"

@@ -28,6 +28,10 @@ from .inversion_document import SCHEMA, check_document, fitted
 __all__ = ["SCHEMA", "Inversion", "read_document", "read_inversion", "write_inversion"]
 
 _STORED = "stored."  # prefix of the tensors that the method's replay asked for
+_DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.uint8, torch.bool,
+)  # fmt: skip
 _NAMES = (
     "prompt", "method", "options", "guidance_scale", "num_inference_steps", "model", "family",
     "fingerprint", "image_digest", "schedule", "report",
@@ -102,7 +106,7 @@ def read_inversion(path: str | Path) -> Inversion:
         if document["schema"] >= 2 and document.get("checksum") != _checksum(document, tensors):
             raise ValueError("its checksum is of other content")
         return _inversion(document, tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch's are RuntimeErrors
         raise _garbled(path, error) from None
 
 
@@ -120,7 +124,7 @@ def _read(path: str | Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict
             header = file.metadata() or {}
             names = file.keys() if with_tensors else ()
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InversionFileError(
             f"{str(path)!r} can't be read as an inversion: it is damaged, cut short or of another "
             f"kind ({error}); invert the image again"
@@ -144,7 +148,7 @@ def _read(path: str | Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict
 
 
 def _garbled(path: str | Path, error: Exception) -> InversionFileError:
-    reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+    reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
     return InversionFileError(
         f"{str(path)!r} lacks or garbles a part of an inversion ({reason}); invert the image again"
     )
@@ -159,6 +163,8 @@ def _inversion(document: dict[str, Any], tensors: dict[str, Tensor]) -> Inversio
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds NaN or infinity")
+        if name.startswith(_STORED) and (tensor.dtype not in _DTYPES or tensor.shape[:1] != (1,)):
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
     stored = {
         name.removeprefix(_STORED): tensor
         for name, tensor in tensors.items()
