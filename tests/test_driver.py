@@ -1,9 +1,11 @@
+import threading
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 from pivotal.attention_routes import AttentionRoutes
+from pivotal.cancellation import Cancellation
 from pivotal.control import NoEdit
 from pivotal.driver import Driver, Job, drive, drive_many, require
 from pivotal.errors import BackendError, Cancelled
@@ -477,6 +479,26 @@ def test_a_job_cancelled_in_mid_turn_is_not_answered_any_more(exact, question):
     first.result()
     with pytest.raises(Cancelled):
         second.result()
+
+
+def test_one_cancellation_ends_all_jobs_that_share_it_and_no_other(exact, recording, question):
+    shared = Cancellation()
+    denoiser = recording(exact)
+    driver = Driver(denoiser)
+    jobs = [Job(phases(question(), 5), name, cancellation=shared) for name in "ab"]
+    kept = Job(phases(question(), 5), "c")
+    for job in (*jobs, kept):
+        driver.add(job)
+    driver.turn()
+    thread = threading.Thread(target=shared.cancel)
+    thread.start()
+    thread.join()
+    driver.run()
+    assert denoiser.sizes == [3, 1, 1, 1, 1]
+    assert kept.result() == 5
+    for job in jobs:
+        with pytest.raises(Cancelled, match=f"{job.name} was cancelled"):
+            job.result()
 
 
 def test_a_cleanup_that_fails_stays_with_its_job(exact, question):
