@@ -6,7 +6,18 @@ from collections.abc import Mapping
 
 from pivotal.query import Denoise, NoiseGradient
 
-from . import ddim, direct, fixed_point, negative_prompt, newton, null_text, renoise
+from . import (
+    ddim,
+    direct,
+    edict,
+    edit_friendly,
+    fixed_point,
+    negative_prompt,
+    newton,
+    null_text,
+    renoise,
+    two_step,
+)
 from .method import Method
 
 __all__ = ["METHODS", "Method", "method_named"]
@@ -101,6 +112,62 @@ METHODS: Mapping[str, Method] = {
             replay=newton.replay,
             options=newton.NewtonOptions,
             needs=frozenset({Denoise, NoiseGradient}),
+        ),
+        Method(
+            name="edict",
+            title="EDICT",
+            paper="arXiv:2211.12446",
+            rows="2 * steps, guided 4 * steps",
+            stores="a pair of noises, float64",
+            guidance=(1.0, 5.0),
+            invert=edict.invert,
+            replay=edict.replay,
+            options=edict.EDICTOptions,
+            needs=frozenset({Denoise}),
+            stored={"partner": ("latents",)},
+            fits_guidance=True,
+        ),
+        Method(
+            name="bdia",
+            title="BDIA",
+            paper="arXiv:2307.10829",
+            rows="steps, guided 2 * steps",
+            stores="the noisiest two latents, float64",
+            guidance=(1.0, 3.0),
+            invert=two_step.invert,
+            replay=two_step.replay,
+            options=two_step.BDIAOptions,
+            needs=frozenset({Denoise}),
+            stored={"second": ("latents",)},
+            fits_guidance=True,
+        ),
+        Method(
+            name="belm",
+            title="BELM, the optimal one (O-BELM)",
+            paper="arXiv:2410.07273",
+            rows="steps, guided 2 * steps",
+            stores="the noisiest two latents, float64",
+            guidance=(1.0, 3.0),
+            invert=two_step.invert,
+            replay=two_step.replay,
+            options=two_step.BELMOptions,
+            needs=frozenset({Denoise}),
+            stored={"second": ("latents",)},
+            fits_guidance=True,
+        ),
+        Method(
+            name="edit-friendly",
+            title="Edit-friendly DDPM inversion",
+            paper="arXiv:2304.06140",
+            rows="(1 - skip) * steps, guided twice that",
+            stores="a start and a noise map for each step",
+            guidance=(1.0, 15.0),
+            invert=edit_friendly.invert,
+            replay=edit_friendly.replay,
+            options=edit_friendly.EditFriendlyOptions,
+            needs=frozenset({Denoise}),
+            stored={"start": ("latents",), "noise_maps": ("steps", "latents")},
+            fits_guidance=True,
         ),
     )
 }
