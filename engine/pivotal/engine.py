@@ -97,7 +97,7 @@ class Engine:
         size: (height, width) in pixels, the model's default if None. `report["cached"]` of what
         is returned says whether the cache had it.
         """
-        settings = inverting.settings(
+        settings = inverting.checked_settings(
             self._runner,
             method=method,
             num_inference_steps=num_inference_steps,
@@ -135,7 +135,7 @@ class Engine:
         batch, None for no limit. on_progress is told of the image that is furthest behind. If some
         images fail, the others are finished, and BatchError holds them and the errors.
         """
-        settings = inverting.settings(
+        settings = inverting.checked_settings(
             self._runner,
             method=method,
             num_inference_steps=num_inference_steps,

@@ -11,7 +11,7 @@ import torch
 
 from .cache import InversionCache
 from .driver import Job, Listener, require
-from .errors import Cancelled, PivotalError
+from .errors import Cancelled, NonFiniteError, PivotalError
 from .images import FitPolicy, Fitted, ImageSource, fit, read_image, to_tensor
 from .inversion.base import Inverted
 from .inversion.registry import Method, method_named
@@ -44,7 +44,7 @@ class Task:
     seconds: float  # of reading
 
 
-def settings(
+def checked_settings(
     runner: Runner,
     *,
     method: str,
@@ -187,11 +187,14 @@ class _Run:
     ) -> Inversion | Exception:
         """seconds: wall clock of the whole run. company: images that ran together."""
         job, method = self.job, settings.method
+        if job.error is not None or not job.done:  # a KeyboardInterrupt goes its own way
+            interrupted = Cancelled(f"{job.name} was interrupted")
+            return job.error if isinstance(job.error, Exception) else interrupted
+        inverted = job.result()
         try:
-            inverted = job.result()
             for tensor in (inverted.noise, *inverted.stored.values()):
                 require_finite(tensor, f"{method.name} inversion")
-        except Exception as error:  # the job's own, whatever it is
+        except NonFiniteError as error:
             return error
         return _inversion(
             runner,

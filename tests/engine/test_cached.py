@@ -66,24 +66,29 @@ def test_a_batch_takes_from_the_cache_what_is_there_and_inverts_the_rest(cached,
     assert all(each.report["cached"] for each in cached.invert_many(images, PROMPT, **common))
 
 
-def test_what_had_finished_when_a_batch_was_cancelled_is_kept(engine, cached, picture):
-    """Row by row the first image ends one answer before the second, which is cancelled then."""
+@pytest.mark.parametrize("ended_by", [pivotal.Cancelled, KeyboardInterrupt])
+def test_what_had_finished_when_a_batch_was_ended_is_kept(engine, cached, picture, ended_by):
+    """Row by row the first image ends one answer before the second, which never gets its last."""
     cancellation = pivotal.Cancellation()
 
-    class Cancelling:
+    class Ending:
         name, answers, calls = engine.denoiser.name, engine.denoiser.answers, 0
 
         def answer(self, query):
             self.calls += 1
             if self.calls == 2 * STEPS - 1:
-                cancellation.cancel()
+                assert query.rows == 1
+                if ended_by is pivotal.Cancelled:
+                    cancellation.cancel()
+            if self.calls == 2 * STEPS:
+                raise KeyboardInterrupt
             return engine.denoiser.answer(query)
 
     common = {"method": "ddim", "num_inference_steps": STEPS}
     images = [picture, np.roll(picture, 8, axis=1)]
-    cancelled = pivotal.Engine(engine.model, Cancelling(), cache=cached.cache)
-    with pytest.raises(pivotal.Cancelled):
-        cancelled.invert_many(images, PROMPT, max_rows=1, cancellation=cancellation, **common)
+    ending = pivotal.Engine(engine.model, Ending(), cache=cached.cache)
+    with pytest.raises(ended_by):
+        ending.invert_many(images, PROMPT, max_rows=1, cancellation=cancellation, **common)
     kept = [each.report["cached"] for each in cached.invert_many(images, PROMPT, **common)]
     assert kept == [True, False]
 
