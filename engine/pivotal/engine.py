@@ -31,7 +31,7 @@ latents of the same shape [R, C, h, w]."""
 
 
 class Engine:
-    """A model on a device, ready to answer. Calls from several threads take turns.
+    """A model on a device, ready to answer. Calls from several threads take turns, step by step.
 
     Every long call takes `on_progress`, told as each step begins, and a `Cancellation`, which ends
     it within one query to the network by raising Cancelled. Calls that sample take

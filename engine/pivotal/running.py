@@ -1,11 +1,9 @@
-"""What every call of an engine runs on: the model behind one lock, a clock, and who looks on."""
+"""What every call of an engine runs on: the model and its turns, a clock, and who looks on."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor
 from .attention_routes import AttentionRoutes
 from .cancellation import Cancellation
 from .control import Control
-from .driver import Denoiser, Job, Listener, drive_many
+from .driver import Denoiser, Driver, Job, Listener
 from .editing.routes import Layers
 from .errors import NonFiniteError
 from .images import Pixels, from_tensor
@@ -23,8 +21,7 @@ from .model.load import Model
 from .query import Conditioning, Result
 from .runtime.probe import probe_routes
 from .schedule import Schedule
-
-_PATIENCE = 0.02  # seconds between looks at a cancellation while another call runs
+from .turns import Turns
 
 StepCallback = Callable[[int, float, dict[str, Tensor]], Mapping[str, Tensor]]
 """After a step: (step, timestep, {"latents"}) to {} or {"latents": changed ones}."""
@@ -98,7 +95,9 @@ class Clock:
 
 
 class Runner:
-    """A model and the denoiser that runs it. Calls from several threads take turns."""
+    """A model and the denoiser that runs it. Calls from several threads take turns, a query to the
+    network each.
+    """
 
     def __init__(self, model: Model, denoiser: Denoiser) -> None:
         self.model = model
@@ -109,7 +108,7 @@ class Runner:
             model.family.self_injection_downscale,
         )
         self.load_seconds = 0.0
-        self._lock = threading.RLock()  # a callback may call the engine that called it
+        self._turns = Turns()
         self._probed = False
 
     @property
@@ -125,12 +124,16 @@ class Runner:
     ) -> None:
         """Run jobs together to their ends; each keeps its result or its error.
 
-        Raises Cancelled, before anything runs, if the end was asked for while waiting.
+        Raises Cancelled if the end was asked for while waiting for a turn.
         """
-        for job in jobs:
-            job.cancellation = cancellation
-        with self._turn(cancellation):
-            drive_many(jobs, self.denoiser, max_rows=max_rows)
+        driver = Driver(self.denoiser, max_rows=max_rows)
+        with self._turns.take(cancellation):
+            for job in jobs:
+                job.cancellation = cancellation
+                driver.add(job)
+        while driver.live:
+            with self._turns.take(cancellation):
+                driver.turn()
 
     def encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
         """Conditioning of B prompts for pictures of `size`, on the model's device."""
@@ -160,25 +163,10 @@ class Runner:
         shape = (2, self.model.autoencoder.channels, side, side)
         latents = torch.randn(shape, generator=generator).to(self.model.device)
         conditioning = self.encode(["a cat", "blue sky"], self.model.default_size)
-        with self._turn(cancellation):
+        with self._turns.take(cancellation):
             if not self._probed:  # another thread may have, meanwhile
                 probe_routes(self.denoiser, self.model.unet.layers, conditioning, latents)
                 self._probed = True
-
-    @contextmanager
-    def _turn(self, cancellation: Cancellation | None) -> Iterator[None]:
-        if cancellation is None:
-            with self._lock:
-                yield
-            return
-        cancellation.check()
-        while not self._lock.acquire(timeout=_PATIENCE):
-            cancellation.check()
-        try:
-            cancellation.check()
-            yield
-        finally:
-            self._lock.release()
 
 
 def require_finite(values: Tensor, what: str) -> None:

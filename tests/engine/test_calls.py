@@ -148,6 +148,22 @@ def test_an_interrupted_engine_goes_on_working(engine, inversion, picture, call)
     )
 
 
+def test_a_short_call_does_not_wait_for_all_of_a_long_one(engine, inversion):
+    ended, begun = [], threading.Event()
+
+    def long():
+        engine.generate(PROMPT, num_inference_steps=40, on_progress=lambda notice: begun.set())
+        ended.append("long")
+
+    thread = threading.Thread(target=long)
+    thread.start()
+    assert begun.wait(60)
+    engine.reconstruct(inversion, guidance_scale=1.0)
+    ended.append("short")
+    thread.join()
+    assert ended == ["short", "long"]
+
+
 def test_many_kinds_of_calls_from_four_threads_equal_serial_ones(engine, inversion, picture):
     work = [
         lambda: engine.edit(inversion, BLUE).latents,
