@@ -23,6 +23,7 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-7}
 FEWER = {
     "null-text": {"inner_steps": 1},
     "edit-friendly": {"skip": 0.0},
+    "finite-difference": {"refine_skip": 0.0, "refine_iterations": 2, "gradient": "exact"},
     "renoise": {"regularisation_steps": 1, "divergence_weight": 1e-6},
 }
 

@@ -10,7 +10,7 @@ def test_methods_are_found_by_their_name():
     for name, method in METHODS.items():
         assert method_named(name) is method
         assert method.name == name
-        assert method.paper.startswith("arXiv:")
+        assert method.paper.startswith(("arXiv:", "github.com/"))
         method.options()  # defaults are valid
     assert method_named("ddim").needs == {Denoise}
     assert method_named("null-text").needs == {Denoise, NoiseGradient}
@@ -62,3 +62,14 @@ def test_a_wrong_word_is_refused_by_the_options_themselves():
 def test_numbers_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match="guidance_scale"):
         method_named("null-text").options_from({"guidance_scale": value})
+
+
+def test_truths_and_counts_that_may_be_none_are_read_from_text():
+    read = method_named("k-euler").options_from({"heun": "yes", "invert_steps": "40"})
+    assert (read.heun, read.invert_steps) == (True, 40)
+    read = method_named("k-euler").options_from({"heun": "False", "invert_steps": "none"})
+    assert (read.heun, read.invert_steps) == (False, None)
+    with pytest.raises(ValueError, match=r"heun='maybe' is not bool; accepted are true, false"):
+        method_named("k-euler").options_from({"heun": "maybe"})
+    with pytest.raises(ValueError, match=r"invert_steps='x' is not int"):
+        method_named("k-euler").options_from({"invert_steps": "x"})

@@ -13,6 +13,7 @@ from torch import Tensor
 from pivotal.control import Control
 from pivotal.query import Algorithm, Conditioning, Progress
 from pivotal.sampling.ddim import sample
+from pivotal.sampling.grids import respaced
 from pivotal.sampling.guidance import guided_noise
 from pivotal.sampling.steps import ddim_coefficients
 from pivotal.schedule import Schedule
@@ -26,17 +27,20 @@ class DDIMOptions:
     Gaussian.
 
     asked_at: the timestep the network is asked at on the way up. The destination's gives half the
-    round-trip error of the source's.
+    round-trip error of the source's. invert_steps: of the way up, the sampler's count if None.
     """
 
     guidance_scale: float = 1.0
     asked_at: Literal["destination", "source"] = "destination"
+    invert_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.asked_at not in ("destination", "source"):
             raise ValueError(
                 f"asked_at={self.asked_at!r} is unknown; accepted are destination, source"
             )
+        if self.invert_steps is not None and self.invert_steps < 1:
+            raise ValueError(f"invert_steps={self.invert_steps}; 1 or more is possible")
 
 
 def trajectory(
@@ -73,7 +77,8 @@ def invert(
     """Latents [B, C, h, w] float32 of B images to the noise they came from; a UNet row each step
     and image.
     """
-    pivots = yield from trajectory(schedule, latents, conditioning, null, options)
+    up = respaced(schedule, options.invert_steps or schedule.steps, "schedule")
+    pivots = yield from trajectory(up, latents, conditioning, null, options)
     return Inverted(noise=pivots[-1])
 
 

@@ -12,13 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pivotal.query import (
-    Algorithm,
-    Conditioning,
-    NoiseGradient,
-    Progress,
-    every_row,
-)
+from pivotal.query import Algorithm, Conditioning, Progress
 from pivotal.sampling.guidance import both_noises, guided_noise
 from pivotal.sampling.steps import ddim_coefficients
 from pivotal.schedule import NoiseLevel, Schedule
@@ -26,6 +20,7 @@ from pivotal.schedule import NoiseLevel, Schedule
 from . import ddim
 from .base import Inverted
 from .checks import require_above, require_finite_sigma, require_within
+from .pullback import guided_parts, pulled_back
 
 
 @dataclass(frozen=True)
@@ -91,12 +86,13 @@ def solve(
     latents, best, residuals = start, start, []
     lowest = start.new_full((start.shape[0],), torch.inf)
     for iteration in range(options.iterations):
+        eps_uncond = None
         if w == 1:
             cond = yield from guided_noise(latents, high, conditioning, null, w)
-            parts = [(1.0, conditioning, cond.eps)]
         else:
             uncond, cond = yield from both_noises(latents, high, conditioning, null)
-            parts = [(1 - w, null, uncond.eps), (w, conditioning, cond.eps)]
+            eps_uncond = uncond.eps
+        parts = guided_parts(w, conditioning, null, cond.eps, eps_uncond)
         mapped = a * start + b * sum(share * eps for share, _, eps in parts)
         residual, strayed = latents - mapped, latents - a * start
         prior = weight * strayed.square() / (2 * variance)
@@ -109,40 +105,12 @@ def solve(
             break
         gradient = residual.sign() + weight * strayed / variance
         if options.through_network:
-            pulled = yield from _pulled_back(residual.sign(), latents, high, parts)
+            pulled = yield from pulled_back(residual.sign(), latents, high, parts)
             gradient = gradient - b * pulled
         floor = options.smallest_gradient
         safe = torch.where(gradient < 0, gradient.clamp(max=-floor), gradient.clamp(min=floor))
         latents = latents - value[:, None, None, None] / safe
     return best, torch.stack(residuals, dim=1)
-
-
-def _pulled_back(
-    direction: Tensor,
-    latents: Tensor,
-    level: NoiseLevel,
-    parts: list[tuple[float, Conditioning, Tensor]],
-) -> Algorithm[Tensor]:
-    """The network's transposed Jacobian on a direction [B, C, h, w], summed over weighted parts.
-
-    `mean((eps + offset)^2)` with `offset = direction - eps` has the gradient
-    `2 / D` times it.
-    """
-    rows, elements = latents.shape[0], latents[0].numel()
-    repeated = torch.cat([latents] * len(parts))
-    timesteps, alpha_bars = every_row(repeated, level)
-    answer = yield from NoiseGradient(
-        repeated,
-        timesteps,
-        alpha_bars,
-        Conditioning.cat([conditioning for _, conditioning, _ in parts]),
-        scale=latents.new_ones(len(parts) * rows),
-        offset=torch.cat([direction - eps for _, _, eps in parts]),
-        wrt="latents",
-    )
-    pulled = elements / 2 * answer.gradient.view(len(parts), *latents.shape)
-    shares = latents.new_tensor([share for share, _, _ in parts])
-    return (shares[:, None, None, None, None] * pulled).sum(dim=0)
 
 
 replay = ddim.replay
