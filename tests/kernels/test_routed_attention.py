@@ -1,19 +1,21 @@
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pivotal_kernels.routed_attention import IMPLEMENTATIONS, routed_attention
+from pivotal_kernels.backends import Backend
+from pivotal_kernels.routed_attention import BACKENDS, routed_attention
 from pivotal_kernels.testing import assert_as_exact, routed_attention_inputs
 
-FAST = sorted(set(IMPLEMENTATIONS) - {"reference"})
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
+IMPLEMENTATIONS = [
+    "reference",
+    "sdpa",
+]  # what a CPU runs
+FAST = ["sdpa"]
 
 
 def against_oracle(inputs, impl):
@@ -48,7 +50,7 @@ def test_every_length_is_as_exact_as_plain_torch(generator, impl, dtype, queries
     against_oracle(inputs, impl)
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("columns", [None, 5])
 def test_all_implementations_agree_in_float64(generator, impl, columns):
     inputs = routed_attention_inputs(generator, columns=columns, dtype=torch.float64).double()
@@ -77,7 +79,7 @@ def by_hand(inputs):
     return torch.stack(out), torch.stack(maps) if maps else None
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layout_in_memory_changes_nothing_but_rounding(generator, impl, dtype):
     inputs = routed_attention_inputs(generator, columns=5, dtype=dtype)
@@ -92,7 +94,7 @@ def test_layout_in_memory_changes_nothing_but_rounding(generator, impl, dtype):
     torch.testing.assert_close(one.word_maps, other.word_maps, **tolerance)
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("columns", [None, 5])
 def test_identity_routes_are_plain_attention(generator, impl, columns):
     inputs = routed_attention_inputs(
@@ -107,7 +109,7 @@ def test_identity_routes_are_plain_attention(generator, impl, columns):
         torch.testing.assert_close(maps, words, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_a_row_that_takes_everything_has_its_donors_attention(generator, impl):
     inputs = routed_attention_inputs(generator, rows=5, dtype=torch.float64).double()
     inputs = replace(
@@ -124,7 +126,7 @@ def test_a_row_that_takes_everything_has_its_donors_attention(generator, impl):
         torch.testing.assert_close(out[row], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_rows_in_another_order_are_the_same_rows(generator, impl):
     inputs = routed_attention_inputs(generator, rows=5, columns=3, dtype=torch.float64).double()
     order = torch.tensor([4, 2, 0, 3, 1])
@@ -140,7 +142,7 @@ def test_rows_in_another_order_are_the_same_rows(generator, impl):
     torch.testing.assert_close(other.word_maps, one.word_maps[order], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_a_given_scale_takes_the_place_of_the_usual_one(generator, impl):
     inputs = routed_attention_inputs(generator, columns=2, dtype=torch.float64).double()
     usual = routed_attention(**inputs.arguments(), impl=impl)
@@ -206,12 +208,12 @@ def test_an_unknown_impl_is_refused_with_what_is_accepted(generator):
         routed_attention(**inputs.arguments(), impl="flash")
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_a_named_impl_never_falls_back(generator, impl, monkeypatch):
     def broken(*_):
         raise RuntimeError(f"{impl} is broken")
 
-    monkeypatch.setitem(IMPLEMENTATIONS, impl, broken)
+    monkeypatch.setitem(BACKENDS, impl, Backend(broken))
     with pytest.raises(RuntimeError, match=f"{impl} is broken"):
         routed_attention(**routed_attention_inputs(generator).arguments(), impl=impl)
 
@@ -258,3 +260,75 @@ def test_the_oracle_can_fail(wrong):
     assert_as_exact(plain, plain, exact)
     with pytest.raises(AssertionError, match="result"):
         assert_as_exact(actual, plain, exact)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_closed_gate_is_the_identity_and_an_open_one_is_none(generator, impl):
+    inputs = routed_attention_inputs(generator, columns=3, dtype=torch.float64).double()
+    gate = torch.tensor([1.0, 0, 1, 0], dtype=torch.float64)
+    out, maps = routed_attention(**inputs.arguments(), gate=gate, impl=impl)
+    edited = routed_attention(**inputs.arguments(), impl=impl)
+    plain = scaled_dot_product_attention(inputs.query, inputs.key, inputs.value)
+    for row, is_open in enumerate(gate.bool()):
+        expected = edited.out[row] if is_open else plain[row]
+        torch.testing.assert_close(out[row], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(maps[gate.bool()], edited.word_maps[gate.bool()])
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_the_result_is_linear_in_the_values(generator, impl):
+    one, other = (
+        routed_attention_inputs(generator, dtype=torch.float64).double() for _ in range(2)
+    )
+    other = replace(one, value=other.value)
+    both = replace(one, value=2 * one.value - 3 * other.value)
+    first, second, combined = (
+        routed_attention(**inputs.arguments(), impl=impl).out for inputs in (one, other, both)
+    )
+    torch.testing.assert_close(combined, 2 * first - 3 * second, rtol=1e-11, atol=1e-11)
+
+
+def test_a_named_impl_that_does_not_fit_says_what_it_needs(generator):
+    inputs = routed_attention_inputs(generator, dtype=torch.float64).double()
+    with pytest.raises(ValueError, match=r"float64 on cpu with heads of 40.*triton needs .*CUDA"):
+        routed_attention(**inputs.arguments(), impl="triton")
+    with pytest.raises(ValueError, match=r"xformers needs .*CUDA device and torch.float16 or"):
+        routed_attention(**inputs.arguments(), impl="xformers")
+
+
+def test_inputs_of_two_dtypes_are_refused(generator):
+    inputs = routed_attention_inputs(generator)
+    with pytest.raises(ValueError, match=r"key is torch.float16 where value is torch.float32"):
+        routed_attention(**replace(inputs, key=inputs.key.half()).arguments())
+
+
+@pytest.mark.parametrize("impl", ["auto", *IMPLEMENTATIONS])
+@pytest.mark.parametrize("columns", [None, 3])
+def test_compiled_whole_it_is_what_it_was_eager(generator, impl, columns):
+    inputs = routed_attention_inputs(generator, columns=columns)
+    gate = torch.tensor([1.0, 0, 1, 1])
+
+    def run(inputs, gate):
+        return routed_attention(**inputs.arguments(), gate=gate, impl=impl)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(inputs, gate), run(inputs, gate), rtol=1e-6, atol=1e-6)
+
+
+def test_xformers_is_given_its_own_layout(generator, monkeypatch):
+    """xformers itself is no part of the tests: this checks what it would be handed."""
+
+    def memory_efficient_attention(query, key, value, scale):
+        assert query.shape == (4, 63, 2, 40)  # [B, N, H, D]
+        assert key.shape == value.shape == (4, 77, 2, 40)
+        inside = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return scaled_dot_product_attention(*inside, scale=scale).transpose(1, 2)
+
+    module = ModuleType("xformers.ops")
+    module.memory_efficient_attention = memory_efficient_attention
+    monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", module)
+    inputs = routed_attention_inputs(generator)
+    *tensors, words = inputs.arguments().values()
+    out, _ = BACKENDS["xformers"].run(*tensors, words, 40**-0.5)
+    torch.testing.assert_close(out, routed_attention(**inputs.arguments()).out)

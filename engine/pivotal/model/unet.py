@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from pivotal.attention_routes import AttentionRoutes
-from pivotal_kernels.routed_attention import routed_attention
-
-AttentionImpl = Literal["auto", "reference", "sdpa"]
+from pivotal_kernels.routed_attention import Impl, routed_attention
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class RoutedUNet(nn.Module):
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, *, word_map_downscale: int, impl: AttentionImpl = "auto"
+        self, unet: UNet2DConditionModel, *, word_map_downscale: int, impl: Impl = "auto"
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -101,7 +99,7 @@ class RoutedUNet(nn.Module):
 class _RoutedProcessor:
     """Attention of one layer, as diffusers' AttnProcessor2_0 computes it, with routes."""
 
-    def __init__(self, layer: AttentionLayer, *, reports: bool, impl: AttentionImpl) -> None:
+    def __init__(self, layer: AttentionLayer, *, reports: bool, impl: Impl) -> None:
         self.layer = layer
         self.reports = reports
         self.impl = impl
@@ -132,15 +130,15 @@ class _RoutedProcessor:
                 scale=attn.scale,
             )
         else:
-            gate = routes.cross_gate[index]
             out, maps = routed_attention(
                 query,
                 key,
                 value,
                 routes.donors,
-                gate[:, None, None] * routes.mix,
-                1 + gate[:, None] * (routes.keep - 1),
+                routes.mix,
+                routes.keep,
                 routes.words if self.reports else None,
+                gate=routes.cross_gate[index],
                 scale=attn.scale,
                 impl=self.impl,
             )

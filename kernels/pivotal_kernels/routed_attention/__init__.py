@@ -1,5 +1,5 @@
 """Attention whose output is linear in two softmaxes: the donor's and the row's own."""
 
-from .api import IMPLEMENTATIONS, RoutedAttention, routed_attention
+from .api import BACKENDS, Impl, RoutedAttention, routed_attention
 
-__all__ = ["routed_attention", "RoutedAttention", "IMPLEMENTATIONS"]
+__all__ = ["routed_attention", "RoutedAttention", "Impl", "BACKENDS"]

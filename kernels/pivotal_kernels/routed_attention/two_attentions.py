@@ -1,16 +1,23 @@
-"""Routed attention as two fused attentions of torch's `scaled_dot_product_attention`.
+"""Routed attention as two calls of any fused attention: torch's, or xformers'.
 
 Makes no map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""(query, key, value, scale), each [B, H, N or L, D], to [B, H, N, D]."""
 
-def sdpa(
+
+def two_attentions(
+    attention: Attention,
     query: Tensor,  # [B, H, N, D]
     key: Tensor,  # [B, H, L, D]
     value: Tensor,  # [B, H, L, D]
@@ -32,9 +39,25 @@ def sdpa(
         key = pad(key, (0, value.shape[-1] - width))
     mixed = mix[:, None].to(value.dtype) @ value  # [B, H, L, D(+K)]
     kept = keep[:, None, :, None].to(value.dtype) * value
-    own = scaled_dot_product_attention(query, key, kept, scale=scale)
-    borrowed = scaled_dot_product_attention(query[donors], key[donors], mixed, scale=scale)
+    own = attention(query, key, kept, scale)
+    borrowed = attention(query[donors], key[donors], mixed, scale)
     out = own + borrowed
     if words is None:
         return out, None
     return out[..., :width], out[..., width : width + words.shape[-1]].mean(dim=1)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def _xformers(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    inside = (tensor.transpose(1, 2) for tensor in (query, key, value))  # heads third, as there
+    out: Tensor = memory_efficient_attention(*inside, scale=scale)
+    return out.transpose(1, 2)
+
+
+sdpa = partial(two_attentions, _sdpa)
+xformers = partial(two_attentions, _xformers)
