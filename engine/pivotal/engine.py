@@ -244,8 +244,8 @@ class Engine:
         diffusers. size: (height, width) in pixels.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise ValueError("give at least one prompt to generate from")
+        if not prompts or not all(isinstance(each, str) for each in prompts):
+            raise ValueError(f"prompt={prompt!r}; give at least one prompt to generate from")
         if generator is not None and seed is not None:
             raise ValueError(f"seed={seed} beside a generator; give one of them")
         seeds = [(seed or 0) + index for index in range(len(prompts))]
@@ -256,7 +256,7 @@ class Engine:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             noise=initial_noise(
-                self._runner, len(prompts), size or self.model.default_size, generator, seeds
+                self._runner, len(prompts), self._runner.checked_size(size), generator, seeds
             ),
             seeds=seeds if generator is None else None,
             output_type=output_type,

@@ -10,7 +10,6 @@ from torch import Tensor
 from .control import NoEdit
 from .driver import Job
 from .images import Pixels, from_tensor
-from .inverting import resolved_scale
 from .results import Generated, Images, OutputType, as_output, check_output_type
 from .running import Clock, Runner, Watch, require_finite
 from .sampling.ddim import sample
@@ -33,7 +32,7 @@ def generate(
     """Sample B prompts by DDIM from noise [B, C, h, w] float32."""
     clock = Clock()
     check_output_type(output_type)
-    scale = resolved_scale(runner, guidance_scale)
+    scale = runner.checked_scale(guidance_scale)
     schedule = runner.model.levels.schedule(num_inference_steps)
     side = runner.model.autoencoder.scale
     size = (noise.shape[2] * side, noise.shape[3] * side)
@@ -82,13 +81,9 @@ def initial_noise(
     """Noise [B, C, h, w] float32, on the CPU or the generator's device.
 
     Without a generator row i is drawn from `seeds[i]`. As in diffusers, one generator draws all
-    rows at once, and a list holds one for each row. Raises ValueError for a wrong size or count.
+    rows at once, and a list holds one for each row. Raises ValueError for a wrong count.
     """
     autoencoder = runner.model.autoencoder
-    if len(size) != 2 or min(size) < 1 or any(side % autoencoder.scale for side in size):
-        raise ValueError(
-            f"size={tuple(size)}; (height, width) in multiples of {autoencoder.scale} are possible"
-        )
     shape = (autoencoder.channels, size[0] // autoencoder.scale, size[1] // autoencoder.scale)
     if isinstance(generator, torch.Generator):
         return torch.randn((count, *shape), generator=generator, device=generator.device)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from .cache import InversionCache
 from .driver import Job, Listener, require
 from .errors import Cancelled, NonFiniteError, PivotalError
-from .images import FitPolicy, Fitted, ImageSource, fit, read_image, to_tensor
+from .images import (
+    FitPolicy,
+    Fitted,
+    ImageSource,
+    fit,
+    read_image,
+    to_tensor,
+)
 from .inversion.base import Inverted
 from .inversion.registry import Method, method_named
 from .inversion_file import Inversion
@@ -57,7 +63,11 @@ def checked_settings(
     """Raises ValueError for a wrong argument, BackendError for a method that can't run here."""
     chosen = method_named(method)
     require(runner.denoiser, chosen.needs, chosen.name)
-    scale = resolved_scale(runner, guidance_scale)
+    scale = runner.checked_scale(guidance_scale)
+    if policy not in get_args(FitPolicy):
+        raise ValueError(
+            f"policy={policy!r} is unknown; accepted are {', '.join(get_args(FitPolicy))}"
+        )
     given = dict(options or {})
     if chosen.fits_guidance:
         if "guidance_scale" in given:
@@ -68,17 +78,9 @@ def checked_settings(
         chosen.options_from(given),
         scale,
         runner.model.levels.schedule(num_inference_steps),
-        size or runner.model.default_size,
+        runner.checked_size(size),
         policy,
     )
-
-
-def resolved_scale(runner: Runner, guidance_scale: float | None) -> float:
-    """The guidance scale given, or the family's. Raises ValueError for one that is no number."""
-    scale = runner.model.family.guidance_scale if guidance_scale is None else guidance_scale
-    if not math.isfinite(scale):
-        raise ValueError(f"guidance_scale={scale}; a finite number is expected")
-    return float(scale)
 
 
 def invert_many(

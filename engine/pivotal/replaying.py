@@ -19,7 +19,6 @@ from .errors import InversionFileError, ModelError
 from .images import psnr
 from .inversion.registry import method_named
 from .inversion_file import Inversion
-from .inverting import resolved_scale
 from .model.fingerprint import DISPLAYED
 from .quality import dominant_error
 from .results import Edited, Reconstruction
@@ -70,7 +69,7 @@ def reconstruct(
     clock = Clock()
     require_fitting(runner, inversion)
     scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
-    scale = resolved_scale(runner, scale)
+    scale = runner.checked_scale(scale)
     job = replay(runner, inversion, [inversion.prompt], scale, NoEdit(), watch)
     clock.lap("sample")
     found = reconstruction(runner, inversion, job, scale, clock)
@@ -117,7 +116,7 @@ def edit_many(
     clock = Clock()
     require_fitting(runner, inversion)
     scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
-    scale = resolved_scale(runner, scale)
+    scale = runner.checked_scale(scale)
     edits = as_edits(targets, options)
     _require_masks_of_size(edits, inversion.picture.size)
     groups = [
@@ -167,6 +166,9 @@ def as_edits(targets: Sequence[str | Edit], options: Mapping[str, Any]) -> list[
         raise ValueError(
             f"options {', '.join(options)} are for targets given as text; an Edit has its own"
         )
+    for target in targets:
+        if not isinstance(target, str | Edit):
+            raise ValueError(f"target={target!r}; a prompt or an Edit is expected")
     known = [each.name for each in fields(Edit) if each.name != "target"]
     for name in options:
         if name not in known:

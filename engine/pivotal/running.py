@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,28 @@ class Runner:
     @property
     def dtype_name(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
+
+    def checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """(height, width) in pixels, the model's default for None.
+
+        Raises ValueError for what the autoencoder can't encode.
+        """
+        if size is None:
+            return self.model.default_size
+        step = self.model.autoencoder.scale
+        pair = isinstance(size, tuple | list) and len(size) == 2
+        if not pair or not all(isinstance(s, int) and s > 0 and s % step == 0 for s in size):
+            raise ValueError(f"size={size}; (height, width) in multiples of {step} are possible")
+        return size[0], size[1]
+
+    def checked_scale(self, guidance_scale: float | None) -> float:
+        """The guidance scale, the family's for None. Raises ValueError for one that is no
+        number.
+        """
+        scale = self.model.family.guidance_scale if guidance_scale is None else guidance_scale
+        if not math.isfinite(scale):
+            raise ValueError(f"guidance_scale={scale}; a finite number is expected")
+        return float(scale)
 
     def run(
         self,

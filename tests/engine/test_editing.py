@@ -138,3 +138,9 @@ def test_an_edit_from_a_file_is_the_edit_from_memory(engine, inversion, tmp_path
     pivotal.write_inversion(inversion, tmp_path / "cat.safetensors")
     again = pivotal.read_inversion(tmp_path / "cat.safetensors")
     assert torch.equal(engine.edit(again, BLUE).latents, engine.edit(inversion, BLUE).latents)
+
+
+@pytest.mark.parametrize("target", [3, None, b"a blue circle"])
+def test_a_target_that_is_no_text_is_refused(engine, inversion, target):
+    with pytest.raises(ValueError, match="a prompt or an Edit is expected"):
+        engine.edit_many(inversion, [target])

@@ -90,8 +90,10 @@ def test_images_of_every_kind_invert_alike(engine, picture, inversion, tmp_path,
         ({"method": "magic"}, "method='magic' is unknown; accepted are .*null-text"),
         ({"num_inference_steps": 0}, "steps=0"),
         ({"options": {"speed": 2}}, "no option 'speed'"),
-        ({"policy": "squash"}, "squash"),
-        ({"size": (63, 64)}, "63"),
+        ({"policy": "squash"}, "policy='squash' is unknown; accepted are crop, pad, stretch"),
+        ({"size": (63, 64)}, r"size=\(63, 64\); \(height, width\) in multiples of 4"),
+        ({"size": 64}, "size=64"),
+        ({"size": (64.0, 64.0)}, r"size=\(64.0"),
         ({"prompt": None}, "prompt=None; a text is expected"),
     ],
 )
@@ -177,3 +179,18 @@ def test_progress_of_a_batch_is_that_of_the_image_furthest_behind(engine, pictur
         images, PROMPT, method="ddim", num_inference_steps=3, on_progress=heard.append
     )
     assert [notice.step for notice in heard] == [0, 1, 2]
+
+
+def test_a_wrong_argument_is_refused_once_not_image_by_image(engine, picture):
+    with pytest.raises(ValueError, match="policy='squash'"):
+        engine.invert_many([picture, picture], PROMPT, policy="squash")
+
+
+def test_a_size_that_halves_unevenly_inverts_reconstructs_and_edits(engine, picture):
+    """Latents of 9 x 13: the UNet's coarser layers round up."""
+    inversion = engine.invert(
+        picture, PROMPT, method="ddim", num_inference_steps=2, size=(36, 52), policy="pad"
+    )
+    edited = engine.edit(inversion, "a blue circle on a gray background", blend="auto")
+    assert edited.pictures[0].shape == (36, 52, 3)
+    assert engine.reconstruct(inversion).picture.shape == (36, 52, 3)
