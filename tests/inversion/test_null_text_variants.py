@@ -1,0 +1,235 @@
+"""Line search, all timesteps at once, and the ablations of null-text inversion."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from baselines.null_text import null_text_inversion
+from baselines.schedule import make_schedule
+from pivotal.control import NoEdit
+from pivotal.driver import drive
+from pivotal.inversion import null_text_ablations, null_text_line_search, null_text_parallel
+from pivotal.inversion.null_text_ablations import AblationOptions
+from pivotal.inversion.null_text_line_search import LineSearchOptions, search_rows
+from pivotal.inversion.null_text_parallel import ParallelOptions
+from pivotal.query import every_row
+
+STEPS, SCALE = 3, 2.5
+
+
+def eps_of(unet, latents, timestep, hidden):
+    return unet(latents, timestep, encoder_hidden_states=hidden).sample
+
+
+def coefficients(high, low):
+    a = (low.alpha_bar / high.alpha_bar) ** 0.5
+    return a, (1 - low.alpha_bar) ** 0.5 - a * (1 - high.alpha_bar) ** 0.5
+
+
+def searched(unet, latents, pivot, high, low, cond, hidden, options):
+    """One embedding's line searches as the page says them, by autograd: the embedding found."""
+    a, b = coefficients(high, low)
+    w = options.guidance_scale
+    with torch.no_grad():
+        eps_c = eps_of(unet, latents, high.timestep, cond)
+
+    def end(embedding):
+        eps_u = eps_of(unet, latents, high.timestep, embedding)
+        return a * latents + b * (eps_u + w * (eps_c - eps_u)), eps_u
+
+    for _ in range(options.iterations):
+        hidden = hidden.detach().requires_grad_()
+        reached, eps_u = end(hidden)
+        (g,) = torch.autograd.grad((pivot - reached).square().mean(), hidden)
+        d = g / g.square().mean().sqrt()
+        with torch.no_grad():
+            h = options.probe
+            eps_probe = eps_of(unet, latents, high.timestep, hidden - h * d)
+            moves = b * (1 - w) * (eps_probe - eps_u) / h
+            residual = reached - pivot
+            alpha = -(residual * moves).sum() / moves.square().sum()
+            hidden = hidden - alpha.clamp(0, options.longest) * d
+    return hidden.detach()
+
+
+def test_the_line_search_is_the_pages(calm, calm_unet, gentle, case, there):
+    one, schedule = case(), gentle(STEPS)
+    options = LineSearchOptions(guidance_scale=SCALE, iterations=2)
+    ours = there(null_text_line_search, calm(), schedule, one, options)
+    unet, z, pivots = calm_unet(), one[0], [one[0]]
+    cond, hidden = one[1].hidden_states, one[2].hidden_states
+    with torch.no_grad():
+        for low, high in schedule.ascending():
+            a, b = coefficients(low, high)
+            z = a * z + b * eps_of(unet, z, high.timestep, cond)
+            pivots.append(z)
+    for step, high, low in schedule.descending():
+        hidden = searched(unet, z, pivots[-2 - step], high, low, cond, hidden, options)
+        found = ours.stored["null_embeddings"][:, step]
+        torch.testing.assert_close(found, hidden, rtol=1e-4, atol=1e-6)
+        with torch.no_grad():
+            a, b = coefficients(high, low)
+            eps_u = eps_of(unet, z, high.timestep, hidden)
+            eps_c = eps_of(unet, z, high.timestep, cond)
+            z = a * z + b * (eps_u + SCALE * (eps_c - eps_u))
+
+
+def test_the_step_is_the_best_along_the_gradient(calm, calm_unet, gentle, case):
+    """No shorter or longer step along the same direction lowers the loss further."""
+    one, denoiser = case(), calm()
+    level, slopes = gentle(STEPS).levels[-1], torch.full((1,), 0.5, dtype=torch.float64)
+    times = every_row(one[0], level)
+    options = LineSearchOptions(iterations=1, probe=1e-5, longest=100.0)
+    near = one[2].hidden_states + 1e-3 * one[1].hidden_states.roll(1, dims=1)
+    with torch.no_grad():  # a residual that a short step can remove a part of
+        short = -0.5 * eps_of(calm_unet(), one[0], level.timestep, near)
+
+    def loss(conditioning):
+        again = replace(options, iterations=1)
+        _, losses = drive(search_rows(one[0], *times, conditioning, slopes, short, again), denoiser)
+        return losses.item()
+
+    found, losses = drive(search_rows(one[0], *times, one[2], slopes, short, options), denoiser)
+    start, moved = one[2].hidden_states, found.hidden_states - one[2].hidden_states
+    best = loss(found)
+    assert best < losses.item()
+    for factor in (0.5, 1.5):
+        other = replace(one[2], hidden_states=start + factor * moved)
+        assert best < loss(other)
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [(null_text_line_search, LineSearchOptions), (null_text_parallel, ParallelOptions)],
+)
+def test_losses_fall_at_every_timestep(calm, gentle, case, there, module, options):
+    """With steps so short that eps_u is nearly linear over them, even in a random network."""
+    made = options(guidance_scale=SCALE, iterations=3, longest=0.004, probe=1e-4)
+    inverted = there(module, calm(), gentle(STEPS), case(2), made)
+    losses = inverted.diagnostics["losses"]
+    assert (losses[:, :, 2] < losses[:, :, 1]).all()
+    assert (losses[:, :, 1] < losses[:, :, 0]).all()
+
+
+def test_line_searches_reconstruct_better_than_the_plain_null(calm, gentle, case, there, back):
+    one, schedule, errors = case(), gentle(STEPS), []
+    for iterations in (0, 6):
+        options = LineSearchOptions(
+            guidance_scale=SCALE, iterations=iterations, longest=0.05, probe=1e-3
+        )
+        inverted = there(null_text_line_search, calm(), schedule, one, options)
+        again = back(null_text_line_search, calm(), schedule, inverted, one, SCALE, options)
+        errors.append((again - one[0]).square().mean().item())
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_the_cost_is_what_the_docstring_says(calm, gentle, case, there):
+    denoiser = calm()
+    options = LineSearchOptions(guidance_scale=SCALE, iterations=2)
+    there(null_text_line_search, denoiser, gentle(STEPS), case(2), options)
+    assert denoiser.rows_forward == 2 * STEPS * (1 + 1 + 4 + 1)
+    assert denoiser.rows_backward == 2 * STEPS * 2
+
+
+def test_all_timesteps_are_fitted_in_as_many_batches_as_one(
+    calm, recording, gentle, case, there, back
+):
+    denoiser, two = recording(calm()), case(2)
+    options = ParallelOptions(guidance_scale=SCALE, iterations=2)
+    inverted = there(null_text_parallel, denoiser, gentle(STEPS), two, options)
+    assert denoiser.sizes == [2] * STEPS + [2 * STEPS] * 5
+    again = back(null_text_parallel, calm(), gentle(STEPS), inverted, two, SCALE, options)
+    assert torch.equal(again, two[0])
+
+
+def test_each_timesteps_parallel_fit_is_a_line_search_from_its_pivot(
+    calm, calm_unet, gentle, case, there
+):
+    one, schedule = case(), gentle(STEPS)
+    options = ParallelOptions(guidance_scale=SCALE, iterations=1)
+    ours = there(null_text_parallel, calm(), schedule, one, options)
+    unet, pivots = calm_unet(), ours.stored["pivots"]
+    for step, high, low in schedule.descending():
+        hidden = searched(
+            unet, pivots[:, step], pivots[:, step + 1], high, low,
+            one[1].hidden_states, one[2].hidden_states, options,
+        )  # fmt: skip
+        found = ours.stored["null_embeddings"][:, step]
+        torch.testing.assert_close(found, hidden, rtol=1e-4, atol=1e-6)
+
+
+def test_the_unablated_ablation_is_null_text(calm, calm_unet, gentle, case, there):
+    """Fitting the null for each step from DDIM's pivots, by Adam at a constant rate."""
+    one, schedule = case(), gentle(STEPS)
+    options = AblationOptions(guidance_scale=SCALE, embeddings="each", iterations=1)
+    ours = there(null_text_ablations, calm(), schedule, one, options)
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.003}
+    theirs = null_text_inversion(
+        calm_unet(),
+        make_schedule({**config, "steps_offset": 1, "set_alpha_to_one": False}, STEPS),
+        one[0],
+        one[1].hidden_states,
+        one[2].hidden_states,
+        inner_steps=1,
+        guidance_scale=SCALE,
+        early_stop_epsilon=0.0,
+    )
+    first = ours.stored["embeddings"][0, 0] - one[2].hidden_states[0]
+    expected = theirs.nulls[0][0] - one[2].hidden_states[0]
+    torch.testing.assert_close(first, expected, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("fitted", ["null", "prompt"])
+@pytest.mark.parametrize("pivots", ["ddim", "random"])
+@pytest.mark.parametrize("embeddings", ["each", "one"])
+def test_every_ablation_fits_what_it_says(calm, gentle, case, there, fitted, pivots, embeddings):
+    one, schedule = case(), gentle(STEPS)
+    options = AblationOptions(
+        guidance_scale=SCALE, fitted=fitted, pivots=pivots, embeddings=embeddings, iterations=2
+    )
+    inverted = there(null_text_ablations, calm(), schedule, one, options)
+    found = inverted.stored["embeddings"]
+    start = (one[2] if fitted == "null" else one[1]).hidden_states
+    moved = (found[:, 0] - start).abs()
+    assert 0 < moved.max() < 0.1
+    same = all(torch.equal(found[:, 0], found[:, step]) for step in range(STEPS))
+    assert same == (embeddings == "one")
+    plain = there(null_text_ablations, calm(), schedule, one, replace(options, pivots="ddim"))
+    assert torch.equal(plain.noise, inverted.noise) == (pivots == "ddim")
+
+
+def test_a_fitted_prompt_is_the_sources_alone(calm, gentle, case, there, back, some):
+    class FirstIsSource(NoEdit):
+        def sources(self, rows):
+            return torch.zeros(rows, dtype=torch.int64)
+
+    two, schedule = case(2), gentle(STEPS)
+    options = AblationOptions(guidance_scale=SCALE, fitted="prompt", iterations=2)
+    inverted = there(null_text_ablations, calm(), schedule, some(two, [0]), options)
+    both = back(
+        null_text_ablations, calm(), schedule, inverted.expand(2), two, SCALE, options,
+        FirstIsSource(),
+    )  # fmt: skip
+    alone = back(null_text_ablations, calm(), schedule, inverted, some(two, [0]), SCALE, options)
+    torch.testing.assert_close(both[:1], alone, rtol=1e-8, atol=1e-8)
+    unfitted = replace(options, fitted="null")
+    plain = replace(
+        inverted, stored={"embeddings": two[2].hidden_states[1:, None].expand(-1, STEPS, -1, -1)}
+    )
+    target = back(null_text_ablations, calm(), schedule, plain, some(two, [1]), SCALE, unfitted)
+    torch.testing.assert_close(both[1:], target, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: LineSearchOptions(probe=0.0), "probe=0.0; it must be above 0"),
+        (lambda: ParallelOptions(iterations=-1), "iterations=-1; 0 or more"),
+        (lambda: AblationOptions(fitted="both"), "fitted='both' is unknown; accepted are null"),
+        (lambda: AblationOptions(learning_rate=0.0), "learning_rate=0.0; it must be above 0"),
+    ],
+)
+def test_impossible_options_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
