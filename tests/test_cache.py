@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from pivotal.cache import InversionCache, code_version, default_cache_folder
+from pivotal.cache import InversionCache, default_cache_folder
+from pivotal.code_version import code_version
 from pivotal.images import fit, read_image
 from pivotal.inversion.base import Inverted
 from pivotal.inversion_file import Inversion, read_inversion, write_inversion
@@ -103,7 +104,7 @@ def test_size_and_policy_change_the_key(cache):
 
 def test_another_version_of_the_code_has_other_keys(cache, monkeypatch):
     before = cache.key_of(make(1))
-    monkeypatch.setattr("pivotal.cache.__version__", "999")
+    monkeypatch.setattr("pivotal.code_version.__version__", "999")
     assert InversionCache(cache.folder).key_of(make(1)) != before
 
 
@@ -114,7 +115,7 @@ def test_a_changed_method_has_other_keys(tmp_path, monkeypatch):
         (tmp_path / "pivotal" / name).mkdir()
     for name in ("schedule.py", "query.py", "inversion/ddim.py"):
         (tmp_path / "pivotal" / name).write_text("a = 1\n")
-    monkeypatch.setattr("pivotal.cache.resources.files", lambda package: tmp_path / package)
+    monkeypatch.setattr("pivotal.code_version.resources.files", lambda package: tmp_path / package)
     before = code_version()
     assert code_version() == before
     (tmp_path / "pivotal/inversion/ddim.py").write_text("a = 2\n")

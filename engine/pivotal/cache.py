@@ -15,23 +15,18 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from .code_version import code_version
 from .errors import InversionFileError, OutputError
-from .inversion_file import SCHEMA, Inversion, read_document, read_inversion, write_inversion
+from .inversion_file import Inversion, read_document, read_inversion, write_inversion
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_BYTES = 2 * 1024**3
 _SUFFIX = ".safetensors"
 _STALE = 3600.0  # seconds after which a temporary file belongs to nobody alive
-_SOURCES = (  # what decides an inversion's numbers
-    "inversion", "sampling", "model", "runtime", "images", "schedule.py", "query.py",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -257,27 +252,3 @@ def default_cache_folder() -> Path:
     if not home.is_absolute():
         home = Path("~/.cache").expanduser()
     return home / "pivotal" / "inversions"
-
-
-def code_version() -> str:
-    """The version, the file's schema, and a digest of the sources that an inversion's numbers come
-    from: a changed method never answers with the old one's inversions.
-    """
-    digest = hashlib.sha256()
-    package = resources.files("pivotal")
-    for root in (*(package / name for name in _SOURCES), resources.files("pivotal_kernels")):
-        for source in _python_files(root):
-            content = source.read_bytes()
-            digest.update(f"{source.name} {len(content)}\n".encode())
-            digest.update(content)
-    return f"{__version__}/{SCHEMA}/{digest.hexdigest()}"
-
-
-def _python_files(root: Traversable) -> Iterator[Traversable]:
-    if root.is_file():
-        if root.name.endswith(".py"):
-            yield root
-        return
-    for child in sorted(root.iterdir(), key=lambda each: each.name):
-        if child.name != "__pycache__":
-            yield from _python_files(child)

@@ -20,6 +20,7 @@ from .errors import BatchError
 from .generating import Generators, initial_noise
 from .images import FitPolicy, ImageSource
 from .inversion_file import Inversion
+from .inversion_task import checked_settings
 from .model.load import Model, load
 from .results import Edited, Generated, Images, OutputType, Reconstruction, as_output
 from .running import Runner, Watch
@@ -97,7 +98,7 @@ class Engine:
         size: (height, width) in pixels, the model's default if None. `report["cached"]` of what
         is returned says whether the cache had it.
         """
-        settings = inverting.checked_settings(
+        settings = checked_settings(
             self._runner,
             method=method,
             num_inference_steps=num_inference_steps,
@@ -135,7 +136,7 @@ class Engine:
         batch, None for no limit. on_progress is told of the image that is furthest behind. If some
         images fail, the others are finished, and BatchError holds them and the errors.
         """
-        settings = inverting.checked_settings(
+        settings = checked_settings(
             self._runner,
             method=method,
             num_inference_steps=num_inference_steps,

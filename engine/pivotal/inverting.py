@@ -1,86 +1,23 @@
-"""From pictures to inversions: planned, looked up, run together, and told in figures."""
+"""From pictures to inversions: looked up, run together, and told in figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from .cache import InversionCache
-from .driver import Job, Listener, require
+from .driver import Job, Listener
 from .errors import Cancelled, NonFiniteError, PivotalError
-from .images import (
-    FitPolicy,
-    Fitted,
-    ImageSource,
-    fit,
-    read_image,
-    to_tensor,
-)
+from .images import ImageSource, to_tensor
 from .inversion.base import Inverted
-from .inversion.registry import Method, method_named
 from .inversion_file import Inversion
+from .inversion_task import Settings, Task, read_task
 from .quality import noise_std_ratio
 from .query import Progress
 from .running import Clock, Runner, Watch, require_finite
-from .schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to invert, checked and resolved: the same for every image of a call."""
-
-    method: Method
-    options: Any  # the method's own, typed
-    guidance_scale: float
-    schedule: Schedule
-    size: tuple[int, int]
-    policy: FitPolicy
-
-
-@dataclass(frozen=True)
-class Task:
-    """One image to invert."""
-
-    picture: Fitted
-    image_digest: str
-    prompt: str
-    seconds: float  # of reading
-
-
-def checked_settings(
-    runner: Runner,
-    *,
-    method: str,
-    num_inference_steps: int,
-    guidance_scale: float | None,
-    options: Mapping[str, Any] | None,
-    size: tuple[int, int] | None,
-    policy: FitPolicy,
-) -> Settings:
-    """Raises ValueError for a wrong argument, BackendError for a method that can't run here."""
-    chosen = method_named(method)
-    require(runner.denoiser, chosen.needs, chosen.name)
-    scale = runner.checked_scale(guidance_scale)
-    if policy not in get_args(FitPolicy):
-        raise ValueError(
-            f"policy={policy!r} is unknown; accepted are {', '.join(get_args(FitPolicy))}"
-        )
-    given = dict(options or {})
-    if chosen.fits_guidance:
-        if "guidance_scale" in given:
-            raise ValueError(f"{chosen.name} is fitted for guidance_scale; give it once, there")
-        given["guidance_scale"] = scale
-    return Settings(
-        chosen,
-        chosen.options_from(given),
-        scale,
-        runner.model.levels.schedule(num_inference_steps),
-        runner.checked_size(size),
-        policy,
-    )
 
 
 def invert_many(
@@ -101,7 +38,7 @@ def invert_many(
     tasks: dict[tuple[str, str], Task] = {}
     for place, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         try:
-            task = _task(image, prompt, settings)
+            task = read_task(image, prompt, settings)
         except (ValueError, PivotalError) as error:
             outcomes[place] = error
             continue
@@ -112,16 +49,6 @@ def invert_many(
     for same, outcome in zip(tasks, found, strict=True):
         outcomes.update(dict.fromkeys(places[same], outcome))
     return [outcomes[place] for place in range(len(images))]
-
-
-def _task(image: ImageSource, prompt: str, settings: Settings) -> Task:
-    if not isinstance(prompt, str):
-        raise ValueError(f"prompt={prompt!r}; a text is expected")
-    clock = Clock()
-    source = read_image(image)
-    picture = fit(source, settings.size, settings.policy)
-    clock.lap("read")
-    return Task(picture, source.digest, prompt, clock.laps["read"])
 
 
 def _invert_distinct(

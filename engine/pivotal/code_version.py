@@ -1,0 +1,39 @@
+"""Which code made a result, as one text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+from . import __version__
+from .inversion_document import SCHEMA
+
+_SOURCES = (  # what decides an inversion's numbers
+    "inversion", "sampling", "model", "runtime", "images", "schedule.py", "query.py",
+)  # fmt: skip
+
+
+def code_version() -> str:
+    """The version, the file's schema, and a digest of the sources that an inversion's numbers come
+    from: a changed method never answers with the old one's inversions.
+    """
+    digest = hashlib.sha256()
+    package = resources.files("pivotal")
+    for root in (*(package / name for name in _SOURCES), resources.files("pivotal_kernels")):
+        for source in _python_files(root):
+            content = source.read_bytes()
+            digest.update(f"{source.name} {len(content)}\n".encode())
+            digest.update(content)
+    return f"{__version__}/{SCHEMA}/{digest.hexdigest()}"
+
+
+def _python_files(root: Traversable) -> Iterator[Traversable]:
+    if root.is_file():
+        if root.name.endswith(".py"):
+            yield root
+        return
+    for child in sorted(root.iterdir(), key=lambda each: each.name):
+        if child.name != "__pycache__":
+            yield from _python_files(child)
