@@ -51,7 +51,6 @@ class ProgressBar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> ProgressBar:
-        self._bar.start()
         return self
 
     def __exit__(
@@ -62,11 +61,14 @@ class ProgressBar:
     ) -> None:
         if error is None:
             self._complete()
-        self._bar.stop()
+        if self._task is not None:
+            self._bar.stop()
 
     def __call__(self, notice: Progress) -> None:
         if self._check is not None:
             self._check()
+        if self._task is None:
+            self._bar.start()  # only now: work that fails before its first step shows no bar
         if notice.phase != self._phase or notice.step == 0:
             self._complete()
             title = self._prefix + _TITLES.get(notice.phase, notice.phase)

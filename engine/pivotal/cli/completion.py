@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-METHODS = ("ddim", "null-text")
-"""Names of `inversion.registry.METHODS`, which a test compares: importing that takes seconds."""
+import ast
+from importlib import resources
 
 MODELS = ("shapes", "random:sd1", "random:sd2", "random:sdxl")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -11,8 +11,22 @@ POLICIES = ("crop", "pad", "stretch")
 KINDS = ("auto", "swap", "refine", "reweight")
 
 
+def method_names() -> tuple[str, ...]:
+    """Those of `inversion.registry`, read from its source: to import it takes seconds."""
+    source = resources.files("pivotal") / "inversion" / "registry.py"
+    return tuple(
+        keyword.value.value
+        for call in ast.walk(ast.parse(source.read_text("utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        if call.func.id == "Method"
+        for keyword in call.keywords
+        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
+        if isinstance(keyword.value.value, str)
+    )
+
+
 def complete_methods(incomplete: str) -> list[str]:
-    return _starting(METHODS, incomplete)
+    return _starting(method_names(), incomplete)
 
 
 def complete_models(incomplete: str) -> list[str]:

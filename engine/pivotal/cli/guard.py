@@ -61,6 +61,7 @@ def guarded(run: Run, arguments: Sequence[str] | None) -> NoReturn:
         try:
             with _warnings_as_sentences():
                 code = run(sys.argv[1:] if arguments is None else list(arguments), interruption)
+            interruption.check()  # typer makes an exit code of what it sees
             _flush(sys.stdout)
         except BaseException as error:
             code = _code(error, interruption)
@@ -104,8 +105,8 @@ def _sentence(error: BaseException) -> str | None:
     ):  # torch's; torch is not imported for --help
         return f"{str(error).partition(chr(10))[0].rstrip('.')}; {_MEMORY_ADVICE}"
     if isinstance(error, OSError) and error.strerror:
-        place = "" if error.filename is None else f"{str(error.filename)!r}: "
-        return f"{place}{error.strerror}"
+        place = "the output" if error.filename is None else repr(str(error.filename))
+        return f"{place} can't be read or written: {error.strerror}"
     if isinstance(error, ValueError | PivotalError | OSError):
         return " ".join(str(error).split())
     return None
@@ -117,6 +118,9 @@ def _usage(error: Any) -> str:
     message = message[:1].lower() + message[1:]
     if not message:
         return ""  # no arguments: the help was shown
+    reasons = getattr(error.__cause__, "errors", None)  # pydantic's, which typer leaves out
+    if reasons is not None:
+        message += f", not {reasons()[0]['input']!r}"
     context = getattr(error, "ctx", None)
     return f"{message}; see `{context.command_path} --help`" if context else message
 

@@ -40,12 +40,13 @@ def methods(
 
 
 def _record(method: Method) -> dict[str, Any]:
-    record: dict[str, Any] = {
+    return {
         "name": method.name,
         "title": method.title,
         "paper": method.paper,
         "rows": method.rows,
         "stores": method.stores,
+        "guidance": list(method.guidance),
         "needs": sorted(each.__name__ for each in method.needs),
         "options": [
             {"name": each.name, "type": str(each.type), "default": _default(each)}
@@ -53,8 +54,6 @@ def _record(method: Method) -> dict[str, Any]:
             if not (method.fits_guidance and each.name == "guidance_scale")
         ],
     }
-    guidance = getattr(method, "guidance", None)
-    return record if guidance is None else {**record, "guidance": guidance}
 
 
 def _default(option: Any) -> Any:
@@ -81,9 +80,9 @@ def _one(record: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table("", "", show_header=False)
-    shown = ("name", "title", "paper", "rows", "stores", "guidance")
-    for key in (key for key in shown if key in record):
-        table.add_row(key, str(record[key]))
+    for key in ("name", "title", "paper", "rows", "stores"):
+        table.add_row(key, record[key])
+    table.add_row("guidance", "{:g} to {:g}".format(*record["guidance"]))
     for option in record["options"]:
         table.add_row(f"--option {option['name']}={option['default']}", option["type"])
     return table

@@ -1,0 +1,104 @@
+"""`pivotal edit`, `generate` and `explain`."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PROMPT = "a red circle on a gray background"
+TARGET = "a blue circle on a gray background"
+
+
+@pytest.fixture
+def edit(pivotal, home):
+    def run(*arguments, target=TARGET):
+        return pivotal("edit", "cat.safetensors", "--target", target, *arguments, cwd=home)
+
+    return run
+
+
+def test_one_json_object_picture_and_sheet(edit, home):
+    done = edit("--json", "--weight", "blue=2")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert {"seconds", "touched", "edit", "outside_mask_psnr", "outputs"} <= set(record)
+    assert record["touched"]["layers"] > 0
+    assert record["touched"]["steps"] > 0
+    assert record["edit"]["weights"] == {"blue": 2.0}
+    with Image.open(home / record["outputs"]["picture"]) as picture:
+        assert picture.size == (96, 96)
+        assert json.loads(picture.text["pivotal"])["edit"]["target"] == TARGET
+    with Image.open(home / record["outputs"]["sheet"]) as sheet:
+        assert sheet.width > 1000
+
+
+def test_several_targets_give_a_picture_each(edit, home):
+    done = edit("--target", "a green circle on a gray background", "-o", "out.png", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["edits"]) == 2
+    assert {"out-1.png", "out-2.png", "out-sheet.png"} <= {p.name for p in home.iterdir()}
+
+
+def test_pictures_tell_nothing_of_the_machine_and_with_no_metadata_nothing_at_all(edit, home):
+    edit("-o", "said.png")
+    edit("-o", "mute.png", "--no-metadata")
+    with Image.open(home / "said.png") as said, Image.open(home / "mute.png") as mute:
+        assert str(home) not in said.text["pivotal"]
+        assert set(json.loads(said.text["pivotal"])) >= {"version", "prompt", "method", "edit"}
+        assert not {"outputs", "seconds"} & set(json.loads(said.text["pivotal"]))
+        assert not mute.info
+        assert np.array_equal(said, mute)
+
+
+@pytest.mark.parametrize("size", [(128, 96), (64, 64)])
+def test_outside_the_users_mask_nothing_changes(edit, home, size):
+    white = np.zeros((size[1], size[0]), np.uint8)
+    white[:, : size[0] // 2] = 255
+    Image.fromarray(white).save(home / "mask.png")
+    edit("-o", "free.png", "--cross-replace-steps", 0)
+    done = edit("-o", "bound.png", "--mask", "mask.png", "--cross-replace-steps", 0)
+    assert done.returncode == 0, done.stderr
+    free, bound = (np.asarray(Image.open(home / f"{n}.png")).astype(int) for n in ("free", "bound"))
+    source = np.asarray(Image.open(home / "photo.png")).astype(int)[:, 16:112]
+    right = np.s_[:, 64:]
+    assert np.abs(bound - source)[right].mean() < np.abs(free - source)[right].mean()
+
+
+def test_a_subtracted_word_leaves_its_region_alone(edit):
+    done = edit("--blend", "circle", "--subtract", "background", "--json")
+    assert json.loads(done.stdout)["edit"]["subtract"] == ["background"]
+
+
+def test_generate_makes_the_same_picture_from_the_same_seed(pivotal, home):
+    for name, seed in (("a.png", 3), ("b.png", 3), ("c.png", 4)):
+        done = pivotal(
+            "generate", PROMPT, "--seed", seed, "--steps", 2, "--size", "32x64", "-o", name,
+            "--json", cwd=home,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["seed"] == seed
+    a, b, c = (np.asarray(Image.open(home / name)) for name in ("a.png", "b.png", "c.png"))
+    assert a.shape == (32, 64, 3)
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_several_prompts_count_their_seeds_up(pivotal, home):
+    done = pivotal("generate", PROMPT, TARGET, "--seed", 5, "--steps", 2, "--json", cwd=home)
+    assert [each["seed"] for each in json.loads(done.stdout)["pictures"]] == [5, 6]
+    assert (home / "generated-2.png").is_file()
+
+
+def test_explain_tells_what_edit_then_does(pivotal, edit, home):
+    done = pivotal("explain", PROMPT, TARGET, "--steps", 4, "--json", cwd=home)
+    planned, made = json.loads(done.stdout), json.loads(edit("--json").stdout)
+    assert planned["kind"] == made["edit"]["kind"] == "swap"
+    assert planned["touched"] == made["touched"]["controls"]
+    assert {"relation": "swapped", "source": "red", "target": "blue"} in planned["words"]
+
+
+def test_explain_shows_words_tokens_and_windows(pivotal, home):
+    shown = pivotal("explain", PROMPT, TARGET, "--steps", 10, cwd=home).stdout
+    assert "swapped" in shown
+    assert "steps 0 to 7, timesteps 901 to 201" in " ".join(shown.split())
