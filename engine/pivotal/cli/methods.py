@@ -65,14 +65,18 @@ def _default(option: Any) -> Any:
 
 
 def _overview(records: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("method", "what it is", "paper", "UNet rows an image", "stores")
-    for record in records:
-        table.add_row(*(record[key] for key in ("name", "title", "paper", "rows", "stores")))
-    table.caption = (
-        "UNet rows: network evaluations; `pivotal methods NAME` shows a method's options"
+    table = Table(
+        Column("method", no_wrap=True),
+        "what it is",
+        Column("guidance", no_wrap=True),
+        "UNet rows an image",
     )
+    for record in records:
+        low, high = record["guidance"]
+        table.add_row(record["name"], record["title"], f"{low:g} to {high:g}", record["rows"])
+    table.caption = "Papers, what is stored and the options: pivotal methods METHOD"
     return table
 
 
