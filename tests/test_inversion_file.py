@@ -81,6 +81,16 @@ def test_what_is_written_is_read(inversion, file):
         assert getattr(again, name) == getattr(inversion, name)
 
 
+def test_stored_tensors_that_share_memory_are_written(inversion, tmp_path):
+    noise = inversion.inverted.noise
+    stored = {"clean": inversion.latents, "part": noise[:, :2], "wide": noise.expand(1, 4, 8, 8)}
+    shared = replace(inversion, inverted=Inverted(noise, stored))
+    write_inversion(shared, tmp_path / "shared.safetensors")
+    again = read_inversion(tmp_path / "shared.safetensors")
+    for name, tensor in stored.items():
+        assert torch.equal(again.inverted.stored[name], tensor)
+
+
 def test_diagnostics_are_not_stored(file):
     assert not read_inversion(file).inverted.diagnostics
 

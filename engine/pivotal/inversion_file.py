@@ -77,7 +77,8 @@ def write_inversion(inversion: Inversion, path: str | Path) -> None:
         "noise": inversion.inverted.noise,
         **{_STORED + name: tensor for name, tensor in inversion.inverted.stored.items()},
     }
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies, as safetensors refuses tensors that share memory (a method may store the latents).
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     document = {
         "schema": SCHEMA,
         **{name: getattr(inversion, name) for name in _NAMES},
