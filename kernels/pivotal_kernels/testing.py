@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -92,6 +93,77 @@ def routed_attention_inputs(
         mix=mix,
         keep=keep,
         words=words,
+    )
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """Arguments of `guided_step`; shapes as there."""
+
+    prediction: Tensor
+    latents: Tensor
+    alpha_bar: Tensor
+    to_alpha_bar: Tensor
+    uncond: Tensor
+    guidance_scale: Tensor
+    offset: Tensor
+
+    def arguments(self) -> dict[str, Tensor]:
+        """By name, for `guided_step(**inputs.arguments(), prediction_type=..)`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
+        return StepInputs(**{name: change(t) for name, t in self.arguments().items()})
+
+    def select(self, rows: Tensor) -> StepInputs:
+        return self.mapped(lambda tensor: tensor[rows])
+
+    def float(self) -> StepInputs:
+        """The same numbers in float32 where they were narrower; levels stay float64."""
+        return self.mapped(lambda t: t.to(torch.promote_types(t.dtype, torch.float32)))
+
+    def double(self) -> StepInputs:
+        return self.mapped(Tensor.double)
+
+    def strided(self) -> StepInputs:
+        """The same numbers as channels-last networks and slices leave them in memory."""
+        return StepInputs(
+            prediction=self.prediction.to(memory_format=torch.channels_last),
+            latents=torch.stack([self.latents] * 2, dim=-1)[..., 1],
+            alpha_bar=torch.stack([self.alpha_bar] * 2, dim=-1)[:, 1],
+            to_alpha_bar=torch.stack([self.to_alpha_bar] * 3, dim=-1)[:, 1],
+            uncond=self.uncond.transpose(2, 3).contiguous().transpose(2, 3),
+            guidance_scale=torch.stack([self.guidance_scale] * 2, dim=-1)[:, 1],
+            offset=self.offset[:1].expand(self.offset.shape),
+        )
+
+
+def guided_step_inputs(
+    generator: torch.Generator,
+    *,
+    rows: int = 3,
+    channels: int = 4,
+    height: int = 5,
+    width: int = 7,
+    dtype: torch.dtype = torch.float32,
+) -> StepInputs:
+    """Random inputs of every row at its own pair of noise levels, guidance up to 10."""
+
+    def normal() -> Tensor:
+        return torch.randn(rows, channels, height, width, generator=generator).to(dtype)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(rows, generator=generator, dtype=torch.float64)
+
+    working = torch.promote_types(dtype, torch.float32)
+    return StepInputs(
+        prediction=normal(),
+        latents=normal(),
+        alpha_bar=uniform(0.005, 0.995),
+        to_alpha_bar=uniform(0.005, 1),
+        uncond=normal(),
+        guidance_scale=uniform(0, 10).to(working),
+        offset=normal(),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..autograd import gradients_by_recomputing
 from .two_attentions import sdpa
 
 
@@ -60,28 +61,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, out_gradient: Tensor, maps_gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of two fused attentions, run again: nothing but the inputs is kept, no map made."""
-    wanted = ctx.needs_input_grad[:8]
-    inputs: list[Any] = [
-        None if tensor is None else tensor.detach().requires_grad_(want)
-        for tensor, want in zip(ctx.saved_tensors, wanted, strict=True)
-    ]
-    query, key, value, donors, mix, keep, gate, words = inputs
-    with torch.enable_grad():
-        outputs = sdpa(query, key, value, donors, *gated(mix, keep, gate), words, ctx.scale)
-        pairs = [
-            (output, gradient)
-            for output, gradient in zip(outputs, (out_gradient, maps_gradient), strict=True)
-            if output is not None and output.requires_grad
-        ]
-        variables = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
-        found = torch.autograd.grad(
-            [output for output, _ in pairs],
-            variables,
-            [gradient for _, gradient in pairs],
-            allow_unused=True,
-        )
-    gradients = iter(found)
-    return (*(next(gradients) if want else None for want in wanted), None)
+
+    def two_fused_attentions(*inputs: Any) -> tuple[Tensor, Tensor | None]:
+        query, key, value, donors, mix, keep, gate, words = inputs
+        return sdpa(query, key, value, donors, *gated(mix, keep, gate), words, ctx.scale)
+
+    gradients = gradients_by_recomputing(
+        two_fused_attentions,
+        ctx.saved_tensors,
+        ctx.needs_input_grad[:8],
+        (out_gradient, maps_gradient),
+    )
+    return (*gradients, None)
 
 
 routed_attention_op.register_autograd(_backward, setup_context=_save)
