@@ -108,7 +108,7 @@ class ImageLoss(_Rows):
     """
 
     eps: Tensor  # [B, C, h, w]
-    x0: Tensor  # [B, C, h, w]
+    x0: Tensor  # [B, C, h, w], the network's own, without the query's offset
     loss: Tensor  # [B]
     gradient: Tensor  # [B, C, h, w]
 
@@ -248,17 +248,20 @@ class LossGradient(_Query):
     Eager only.
 
     The gradient passes through the decoder and the x0 formula; through the UNet as well if asked.
+    offset: [B, C, h, w] float32 or None, added to x0 before it is decoded and constant to the
+    gradient: what guidance adds.
     """
 
     loss: LatentLoss
     through_unet: bool = False
+    offset: Tensor | None = None
 
     def __iter__(self) -> Generator[LossGradient, Any, ImageLoss]:
         answer: ImageLoss = yield self
         return answer
 
     def batch_key(self) -> Hashable:
-        return (super().batch_key(), id(self.loss), self.through_unet)
+        return (super().batch_key(), id(self.loss), self.through_unet, self.offset is None)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ class TorchDenoiser:
             with torch.set_grad_enabled(query.through_unet):
                 prediction, _ = self._predict(latents, query.timesteps, query.conditioning, None)
             eps, x0 = eps_and_x0(prediction, latents, query.alpha_bars, self.prediction_type)
-            loss = query.loss(self.decode(x0))
+            shown = x0 if query.offset is None else x0 + query.offset
+            loss = query.loss(self.decode(shown))
             if loss.shape != (query.rows,):
                 raise ValueError(
                     f"a loss returns one value per row, shape [{query.rows}]; "

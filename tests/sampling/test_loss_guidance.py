@@ -1,0 +1,144 @@
+import pytest
+import torch
+
+from pivotal.control import NoEdit
+from pivotal.driver import drive
+from pivotal.query import LossGradient
+from pivotal.sampling import ddim
+from pivotal.sampling.loss_guidance import LossGuidance, sample
+from pivotal.sampling.losses import channel_level, preservation, similarity
+from pivotal.schedule import NoiseLevels, ScheduleConfig
+
+STEPS, SCALE = 4, 2.0
+
+
+def gentle(steps=STEPS):
+    return NoiseLevels(ScheduleConfig(beta_end=0.003, steps_offset=1)).schedule(steps)
+
+
+def decode(latents):
+    """Four latent channels to three colours, each latent two pixels wide; smooth and in [0, 1]."""
+    mixed = torch.stack([latents[:, 0] + latents[:, 1], latents[:, 2], latents[:, 3]], dim=1)
+    return torch.sigmoid(mixed).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+@pytest.fixture
+def run(torch_denoiser, latents, prompts):
+    def make(guidance=None, *, rows=1, denoiser=None):
+        cond, null = prompts(rows, seed=1), prompts(rows, seed=2)
+        more = {} if guidance is None else {"guidance": guidance}
+        chosen = ddim.sample if guidance is None else sample
+        algorithm = chosen(
+            gentle(), latents(rows), cond, lambda step: null, SCALE, NoEdit(), **more
+        )
+        return drive(algorithm, denoiser or torch_denoiser(decode=decode))
+
+    return make
+
+
+def transcription(unet, schedule, z, cond, null, guidance):
+    """The course's loop in sigma space: autograd through the decoder and the x0 formula alone."""
+    levels = list(reversed(schedule.levels))
+    x = z * (1 + levels[0].sigma ** 2) ** 0.5
+    for i, level in enumerate(levels[:-1]):
+        sigma = level.sigma
+
+        def predict(prompt, at=x, level=level):
+            scaled = at / (1 + level.sigma**2) ** 0.5
+            hidden = prompt.hidden_states
+            return unet(scaled, level.timestep, encoder_hidden_states=hidden).sample
+
+        with torch.no_grad():
+            eps = predict(null) + SCALE * (predict(cond) - predict(null))
+        if i > 0 and i % guidance.periodicity == 0:
+            x = x.detach().requires_grad_()
+            x0 = x - sigma * eps
+            (gradient,) = torch.autograd.grad((guidance.loss(decode(x0)) * guidance.scale).sum(), x)
+            x = x.detach() - sigma**2 * gradient
+        x = x + (levels[i + 1].sigma - sigma) * eps
+    return x / (1 + levels[-1].sigma ** 2) ** 0.5
+
+
+def test_it_is_the_courses_loop(run, plain_unet, latents, prompts):
+    guidance = LossGuidance(channel_level("blue"), scale=75.0, periodicity=2)
+    theirs = transcription(
+        plain_unet(), gentle(), latents(), prompts(seed=1), prompts(seed=2), guidance
+    )
+    torch.testing.assert_close(run(guidance), theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_no_factor_is_plain_ddim(run):
+    guidance = LossGuidance(channel_level("blue"), scale=0.0, periodicity=1)
+    torch.testing.assert_close(run(guidance), run(), rtol=1e-9, atol=1e-9)
+
+
+def test_the_loss_falls(run):
+    loss = channel_level("blue")
+    guided = run(LossGuidance(loss, scale=200.0, periodicity=1))
+    assert loss(decode(guided)).item() < 0.9 * loss(decode(run())).item()
+
+
+def test_it_acts_at_every_so_many_steps_and_never_the_first(run, torch_denoiser, recording):
+    denoiser = recording(torch_denoiser(decode=decode))
+    run(LossGuidance(channel_level("red"), periodicity=2), denoiser=denoiser)
+    kinds = [isinstance(query, LossGradient) for query in denoiser.batches]
+    assert kinds == [False, False, False, True, False]
+
+
+def test_through_the_unet_the_move_is_another(run):
+    loss = channel_level("blue")
+    plain = run(LossGuidance(loss, periodicity=1))
+    through = run(LossGuidance(loss, periodicity=1, through_unet=True))
+    assert (plain - through).abs().max() > 1e-4
+
+
+def test_two_rows_are_each_alone(run, torch_denoiser, latents, prompts):
+    guidance, denoiser = (
+        LossGuidance(channel_level("blue"), periodicity=1),
+        torch_denoiser(decode=decode),
+    )
+    both = run(guidance, rows=2)
+    one = torch.tensor([1])
+    null = prompts(2, seed=2).select(one)
+    alone = drive(
+        sample(
+            gentle(), latents(2)[one], prompts(2, seed=1).select(one), lambda step: null, SCALE,
+            NoEdit(), guidance=guidance,
+        ),
+        denoiser,
+    )  # fmt: skip
+    torch.testing.assert_close(both[one], alone, rtol=1e-6, atol=1e-6)
+
+
+def test_losses_are_what_they_say():
+    pictures = torch.rand(2, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+    wanted = torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(1))
+    kept = torch.zeros(6, 5, dtype=torch.bool)
+    kept[1:3, 2:4] = True
+    for row in range(2):
+        apart = pictures[row] - wanted
+        expected = {
+            channel_level("blue", 0.9): (pictures[row, 2] - 0.9).abs().mean(),
+            similarity(wanted): apart.square().mean(),
+            preservation(wanted, kept): apart[:, 1:3, 2:4].square().mean(),
+        }
+        for loss, value in expected.items():
+            found = loss(pictures)
+            assert found.shape == (2,)
+            torch.testing.assert_close(found[row], value)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: channel_level("cyan"), "channel='cyan' is unknown; accepted are red, green, blue"),
+        (
+            lambda: preservation(torch.zeros(3, 2, 2), torch.zeros(2, 2, dtype=torch.bool)),
+            "the mask keeps no pixel",
+        ),
+        (lambda: LossGuidance(similarity(torch.zeros(1)), periodicity=0), "periodicity=0; 1 or"),
+    ],
+)
+def test_impossible_wishes_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
