@@ -1,7 +1,8 @@
 """Steps between noise levels, as free functions over tensors. One DDIM for both directions.
 
 Coefficients are computed in float64 from the table and applied in the latents' dtype (float32;
-float64 where an exact method asks for it).
+float64 where an exact method asks for it). The formulas of DDIM, guidance and eps and x0 stand in
+the kernels' reference, which the fused ops are held to: there is one of each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pivotal.query import Noise
 from pivotal.schedule import NoiseLevel, PredictionType
+from pivotal_kernels.guided_step import reference
 
 
 def ddim_step(noise: Noise, to: NoiseLevel) -> Tensor:
@@ -19,7 +21,7 @@ def ddim_step(noise: Noise, to: NoiseLevel) -> Tensor:
 
     Eq. 12 of Song et al. 2020 (arXiv:2010.02502) with eta 0. Returns latents [B, C, h, w].
     """
-    return math.sqrt(to.alpha_bar) * noise.x0 + math.sqrt(1 - to.alpha_bar) * noise.eps
+    return reference.ddim_step(noise.eps, noise.x0, to.alpha_bar)
 
 
 def ddim_coefficients(high: NoiseLevel, low: NoiseLevel) -> tuple[float, float]:
@@ -39,8 +41,8 @@ def guide(uncond: Noise, cond: Noise, guidance_scale: float) -> Noise:
     6).
     """
     return Noise(
-        eps=uncond.eps + guidance_scale * (cond.eps - uncond.eps),
-        x0=uncond.x0 + guidance_scale * (cond.x0 - uncond.x0),
+        eps=reference.guide(uncond.eps, cond.eps, guidance_scale),
+        x0=reference.guide(uncond.x0, cond.x0, guidance_scale),
         word_maps=cond.word_maps,
     )
 
@@ -53,11 +55,4 @@ def eps_and_x0(
     prediction, latents: [B, C, h, w]; alpha_bar: [B] float64. v is `sqrt(ab) eps - sqrt(1 - ab) x0`
     (Salimans & Ho 2022, arXiv:2202.00512, appendix D). Both answers in the latents' dtype.
     """
-    signal = alpha_bar.sqrt().to(latents.dtype)[:, None, None, None]
-    spread = (1 - alpha_bar).sqrt().to(latents.dtype)[:, None, None, None]
-    prediction = prediction.to(latents.dtype)
-    if prediction_type == "epsilon":
-        return prediction, (latents - spread * prediction) / signal
-    if prediction_type == "v_prediction":
-        return spread * latents + signal * prediction, signal * latents - spread * prediction
-    return (latents - signal * prediction) / spread, prediction
+    return reference.eps_and_x0(prediction, latents, alpha_bar, prediction_type)
