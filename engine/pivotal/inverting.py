@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -125,13 +124,22 @@ class _Run:
                 require_finite(tensor, f"{method.name} inversion")
         except NonFiniteError as error:
             return error
-        return _inversion(
-            runner,
-            self.task,
-            settings,
-            self.latents,
-            inverted,
-            {
+        model = runner.model
+        return Inversion(
+            picture=self.task.picture,
+            prompt=self.task.prompt,
+            method=method.name,
+            options=asdict(settings.options),
+            guidance_scale=settings.guidance_scale,
+            num_inference_steps=settings.schedule.steps,
+            latents=self.latents,
+            inverted=inverted,
+            model=model.name,
+            family=model.family.name,
+            fingerprint=model.fingerprint,
+            image_digest=self.task.image_digest,
+            schedule=settings.schedule.record(),
+            report={
                 "cached": False,
                 "seconds": {
                     "load": runner.load_seconds,
@@ -141,42 +149,19 @@ class _Run:
                 "images_at_once": company,
                 "unet_rows": job.rows_asked,
                 "noise_std_ratio": noise_std_ratio(inverted.noise, settings.schedule.levels[-1]),
-                "device": str(runner.model.device),
+                "device": str(model.device),
                 "dtype": runner.dtype_name,
             },
         )
 
 
-def _inversion(
-    runner: Runner,
-    task: Task,
-    settings: Settings,
-    latents: torch.Tensor,
-    inverted: Inverted,
-    report: Mapping[str, Any],
-) -> Inversion:
-    return Inversion(
-        picture=task.picture,
-        prompt=task.prompt,
-        method=settings.method.name,
-        options=asdict(settings.options),
-        guidance_scale=settings.guidance_scale,
-        num_inference_steps=settings.schedule.steps,
-        latents=latents,
-        inverted=inverted,
-        model=runner.model.name,
-        family=runner.model.family.name,
-        fingerprint=runner.model.fingerprint,
-        image_digest=task.image_digest,
-        schedule=settings.schedule.record(),
-        report=report,
-    )
-
-
 def _from_cache(
     runner: Runner, cache: InversionCache, task: Task, settings: Settings
 ) -> Inversion | None:
-    """What the cache has for a task; its report tells this call's seconds, and the first one's."""
+    """What the cache has for a task; its report tells this call's seconds, and the first one's.
+
+    The model goes by the name that it has now: equal weights may have moved.
+    """
     clock = Clock()
     kept = cache.get(
         cache.key(
@@ -201,7 +186,8 @@ def _from_cache(
         "encode": task.seconds + clock.laps["lookup"],
         "invert": 0.0,
     }
-    return kept.with_report({"cached": True, "first": first, "seconds": seconds, "unet_rows": 0})
+    named = replace(kept, model=runner.model.name)
+    return named.with_report({"cached": True, "first": first, "seconds": seconds, "unet_rows": 0})
 
 
 def _tell_the_slowest(jobs: Sequence[Job[Inverted]], listener: Listener) -> None:

@@ -1,6 +1,7 @@
 """The engine with a cache: nothing is inverted twice."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,3 +114,13 @@ def test_a_damaged_entry_is_inverted_again(cached, picture, caplog):
     assert "dropped" in caplog.text
     assert torch.equal(again.inverted.noise, first.inverted.noise)
     assert cached.invert(picture, PROMPT, **common).report["cached"]
+
+
+def test_a_cached_inversion_names_the_model_by_the_name_it_has_now(cached, picture):
+    """Equal weights may be loaded from another folder than the one that the entry was made with."""
+    common = {"method": "ddim", "num_inference_steps": STEPS}
+    cached.invert(picture, PROMPT, **common)
+    moved = pivotal.Engine(replace(cached.model, name="moved/here"), cache=cached.cache)
+    again = moved.invert(picture, PROMPT, **common)
+    assert again.report["cached"]
+    assert again.model == "moved/here"
