@@ -4,8 +4,10 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from hatchling.build import build_wheel
 
 ROOT = Path(__file__).parents[1]
 ENGINE = sorted((ROOT / "engine" / "pivotal").rglob("*.py"))
@@ -80,12 +82,29 @@ def run_python(code):
     )
 
 
+_NO_NETWORK = (
+    "import os, sys\n"
+    "def watch(event, arguments):\n"
+    "    if event in ('socket.connect', 'socket.getaddrinfo', 'urllib.Request'):\n"
+    "        os.write(2, f'{event} {arguments}'.encode())\n"
+    "        os._exit(9)\n"  # no library can swallow this, as it could an exception
+    "sys.addaudithook(watch)\n"
+)
+
+
+def test_the_watch_over_the_network_sees_what_is_swallowed():
+    done = run_python(
+        f"{_NO_NETWORK}import socket\n"
+        "try: socket.create_connection(('127.0.0.1', 9), timeout=1)\n"
+        "except OSError: pass\n"
+    )
+    assert done.returncode == 9
+    assert "socket" in done.stderr
+
+
 def test_importing_touches_no_cuda_and_no_network():
     done = run_python(
-        "import socket, sys\n"
-        "def refuse(*a, **k): raise OSError('the network was touched')\n"
-        "socket.socket.connect = refuse\n"
-        "import pivotal, pivotal.engine, pivotal.cli, pivotal_kernels\n"
+        f"{_NO_NETWORK}import pivotal, pivotal.engine, pivotal.cli.commands, pivotal_kernels\n"
         "import torch\n"
         "assert not torch.cuda.is_initialized()\n"
         "assert torch.get_default_dtype() is torch.float32\n"
@@ -104,6 +123,28 @@ def test_every_public_name_imports():
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_pivotal_alone_is_cheap():
-    done = run_python("import sys, pivotal; assert 'diffusers' not in sys.modules")
+@pytest.mark.parametrize("module", ["pivotal", "pivotal.cli", "pivotal.cli.commands"])
+def test_importing_the_package_or_the_command_line_is_cheap(module):
+    done = run_python(
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'diffusers', 'transformers', 'huggingface_hub'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_wheel_holds_every_module_the_bundled_model_and_the_type_marker(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with ZipFile(tmp_path / build_wheel(str(tmp_path))) as wheel:
+        packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        (points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+        assert "pivotal = pivotal.cli:main" in wheel.read(points).decode()
+    lying = {
+        str(path.relative_to(root))
+        for root in (ROOT / "engine", ROOT / "kernels")
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == lying
+    assert {"pivotal/py.typed", "pivotal_kernels/py.typed"} <= packed
+    assert sum(name.startswith("pivotal/bundled/shapes/") for name in packed) >= 10
