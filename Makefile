@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test test-slow lint format setup clean
 
 demo: setup
-	$(BIN)/pivotal demo --output out/demo
+	$(BIN)/pivotal demo --output out/demo --force
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"
