@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -230,6 +231,19 @@ def test_a_folder_that_cannot_be_made_is_logged_and_costs_nothing(tmp_path, capl
     assert "is not cached" in caplog.text
     assert cache.get(cache.key_of(make(1))) is None
     assert cache.list() == []
+
+
+def test_a_full_disk_is_logged_and_leaves_nothing(cache, caplog):
+    kept = cache.put(make(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # bytes: as if the disk ended there
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert cache.put(make(2)) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "is not cached" in caplog.text
+    assert [path.stem for path in cache.folder.iterdir()] == [kept]
 
 
 def test_a_cached_inversion_is_an_inversion_file(cache):

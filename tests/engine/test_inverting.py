@@ -70,11 +70,14 @@ def test_guidance_given_twice_is_refused(engine, picture):
         engine.invert(picture, PROMPT, guidance_scale=5, options={"guidance_scale": 3})
 
 
-@pytest.mark.parametrize("kind", ["path", "pil", "numpy", "tensor"])
+@pytest.mark.parametrize("kind", ["path", "text", "bytes", "pil", "numpy", "floats", "tensor"])
 def test_images_of_every_kind_invert_alike(engine, picture, inversion, tmp_path, kind):
     Image.fromarray(picture).save(tmp_path / "picture.png")
     given = {
         "path": tmp_path / "picture.png",
+        "text": str(tmp_path / "picture.png"),
+        "bytes": (tmp_path / "picture.png").read_bytes(),
+        "floats": picture.astype(np.float32) / 255,
         "pil": Image.fromarray(picture),
         "numpy": picture,
         "tensor": torch.from_numpy(picture).permute(2, 0, 1),
