@@ -22,6 +22,7 @@ from pivotal.query import (
 )
 from pivotal.sampling.steps import eps_and_x0
 from pivotal.schedule import PredictionType
+from pivotal_kernels.guided_step import noise_residual
 
 Decoder = Callable[[Tensor], Tensor]
 """Latents [B, C, h, w] float32 to images [B, 3, H, W] float32 in [0, 1], differentiable."""
@@ -94,15 +95,23 @@ class TorchDenoiser:
             )
             latents = inputs["latents"]  # type: ignore[assignment]
             prediction, _ = self._predict(latents, query.timesteps, conditioning, None)
-            eps, _ = eps_and_x0(prediction, latents, query.alpha_bars, self.prediction_type)
-            residual = query.scale[:, None, None, None] * eps + query.offset
-            loss = residual.square().mean(dim=(1, 2, 3))
-            boost = _boost(query.scale, residual.detach())
-            # Rows are independent: one backward for all.
-            (gradient,) = torch.autograd.grad((boost * loss).sum(), variable)
+        found = noise_residual(
+            prediction.detach(),
+            query.latents,
+            query.alpha_bars,
+            query.scale,
+            query.offset,
+            self.prediction_type,
+        )
+        boost = _boost(found.prediction_gradient)
+        start = (boost[:, None, None, None] * found.prediction_gradient).to(prediction.dtype)
+        # Rows are independent: one backward for all.
+        (gradient,) = torch.autograd.grad(prediction, variable, start)
         gradient = gradient / boost.view(-1, *[1] * (gradient.ndim - 1))
+        if query.wrt == "latents":
+            gradient = gradient + found.latents_gradient
         self.rows_backward += query.rows
-        return NoiseLoss(eps.detach(), loss.detach(), gradient)
+        return NoiseLoss(found.eps, found.loss, gradient)
 
     def _loss_gradient(self, query: LossGradient) -> ImageLoss:
         if self.decode is None:
@@ -147,11 +156,11 @@ class TorchDenoiser:
         return prediction.to(latents.device), word_maps
 
 
-def _boost(scale: Tensor, residual: Tensor) -> Tensor:
-    """A factor [B] on each row's loss that brings its gradient at eps to about 1.
+def _boost(gradient: Tensor) -> Tensor:
+    """A factor [B] that brings each row's gradient [B, C, h, w] at the prediction to about 1.
 
-    That gradient, `2 scale residual / size`, is smaller than float16 can say. Powers of two, so
-    that a float32 network's gradient stays as it is.
+    It is smaller than float16 can say. Powers of two, so that a float32 network's gradient stays as
+    it is.
     """
-    largest = 2 * scale.abs() * residual.abs().amax(dim=(1, 2, 3)) / residual[0].numel()
+    largest = gradient.abs().amax(dim=(1, 2, 3))
     return torch.exp2(-largest.clamp(min=2.0**-60).log2().floor())
