@@ -6,6 +6,7 @@ import torch
 from pivotal.control import NoEdit
 from pivotal.driver import Driver, Job, drive, drive_many
 from pivotal.editing.edit import Edit
+from pivotal.editing.masactrl import MutualSelfAttention
 from pivotal.editing.prompt_to_prompt import PromptToPrompt
 from pivotal.editing.routes import Layers
 from pivotal.errors import Cancelled
@@ -147,7 +148,7 @@ def test_it_asks_only_what_it_says_it_needs(name, calm, recording, gentle, case)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prompt_to_prompt_edit_acts_on_the_target_alone(name, denoiser, gentle, case, swap, some):
+def test_edits_act_on_the_target_alone(name, denoiser, gentle, case, swap, some):
     method, schedule = METHODS[name], gentle(STEPS)
     one = some(case(2), [0])
     inverted = drive(inverting(method, schedule, one), denoiser)
@@ -157,7 +158,7 @@ def test_a_prompt_to_prompt_edit_acts_on_the_target_alone(name, denoiser, gentle
     found = {}
     for kind, control in {
         "swap": swap(self_replace_steps=(0.5, 1.0), cross_replace_steps=1.0),
-        "wider": swap(self_replace_steps=1.0, cross_replace_steps=(0.6, 1.0)),
+        "mutual": swap(self_replace_steps=0.0, mutual=MutualSelfAttention(start_step=0)),
     }.items():
         rows = inverted.expand(2)
         found[kind] = drive(replaying(method, schedule, rows, pair, control), denoiser)
@@ -168,7 +169,7 @@ def test_a_prompt_to_prompt_edit_acts_on_the_target_alone(name, denoiser, gentle
         torch.testing.assert_close(
             found[kind][1][outside], found[kind][0][outside], rtol=1e-6, atol=1e-6
         )
-    assert (found["swap"][1] - found["wider"][1]).abs().max() > 1e-5
+    assert (found["swap"][1] - found["mutual"][1]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)

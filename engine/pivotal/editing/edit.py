@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .alignment import KINDS, Kind
+from .masactrl import MutualSelfAttention
 
 Window = float | tuple[float, float]
 """Fractions of the steps, noisiest first: (from, to), or the end alone."""
@@ -30,6 +31,7 @@ class Edit:
     negative. blend: words whose attention bounds the change (LocalBlend), "auto" for those that
     differ, () for none; names may be of either prompt. subtract: words whose region is left out of
     it. mask: [H, W] bool, where the inverted picture, as it was fitted to the model, may change.
+    mutual: MasaCtrl, beside or (with both windows 0) in place of the source's layout.
     """
 
     target: str
@@ -43,6 +45,7 @@ class Edit:
     subtract_threshold: float = 0.3
     blend_start: float = 0.2
     mask: Tensor | None = field(default=None, compare=False)
+    mutual: MutualSelfAttention | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("auto", *KINDS):

@@ -100,6 +100,9 @@ class PromptToPrompt:
         }
         if plan.blend_columns[0].any():
             reached["blend"] = Touched(1, self.steps - _blend_start(edit, self.steps))
+        if edit.mutual is not None:
+            shared = edit.mutual.layers(len(self.layers.self_downscales))
+            reached["mutual"] = Touched(len(shared), len(edit.mutual.steps(self.steps)))
         if edit.mask is not None:
             reached["mask"] = Touched(1, self.steps)
         return reached
@@ -134,7 +137,15 @@ def _require_effect(plan: TargetPlan, steps: int, layers: Layers) -> None:
     crossed = bool(plan.windows.any()) and len(layers.cross_downscales) > 0
     injects = len(plan.self_steps) > 0 and len(injected(layers)) > 0
     target = plan.edit.target
-    if not crossed and not injects:
+    mutual = plan.edit.mutual
+    if mutual is not None and not (
+        mutual.layers(len(layers.self_downscales)) and mutual.steps(steps)
+    ):
+        raise EditWithoutEffectError(
+            f"{mutual} of the edit to {target!r} leaves none of {steps} steps and "
+            f"{len(layers.self_downscales)} layers; start earlier"
+        )
+    if not crossed and not injects and mutual is None:
         raise EditWithoutEffectError(
             f"the edit to {target!r} touches no layer at any of {steps} steps; widen "
             "cross_replace_steps or self_replace_steps"

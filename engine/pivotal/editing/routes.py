@@ -21,6 +21,7 @@ from pivotal.tokens import Tokens, Word
 
 from .alignment import Alignment, align, choose
 from .edit import DEFAULT, Edit, Window, step_range
+from .masactrl import with_mutual
 
 WORD_COLUMNS = 16
 """Capacity for word maps. Fixed, so that no edit changes a shape."""
@@ -102,7 +103,10 @@ def word_columns(plans: Sequence[TargetPlan]) -> Tensor:
 def routes_at(
     step: int, plans: Sequence[TargetPlan], columns: Tensor, layers: Layers
 ) -> AttentionRoutes:
-    """The routes of [source, targets..] at one step; the source's row carries the identity."""
+    """The routes of [source, targets..] at one step; the source's row carries the identity.
+
+    Conditional rows alone; where mutual self-attention acts, unconditional rows before them.
+    """
     rows, length, count = columns.shape
     identity = AttentionRoutes.identity(
         rows, length, count, len(layers.self_downscales), len(layers.cross_downscales)
@@ -118,7 +122,7 @@ def routes_at(
         gate[:, row] = float(alpha.any())
         if step in plan.self_steps:
             borrowed[injected(layers), row] = 0
-    return AttentionRoutes(
+    made = AttentionRoutes(
         self_queries=borrowed,
         self_keys=borrowed.clone(),  # an exporter would merge two inputs that are one tensor
         self_values=identity.self_values,
@@ -128,6 +132,12 @@ def routes_at(
         keep=keep,
         words=columns,
     )
+    mutual = {
+        row: plan.edit.mutual
+        for row, plan in enumerate(plans, start=1)
+        if plan.edit.mutual is not None and step >= plan.edit.mutual.start_step
+    }
+    return with_mutual(made, mutual) if mutual else made
 
 
 def injected(layers: Layers) -> list[int]:
