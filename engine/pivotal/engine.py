@@ -126,15 +126,16 @@ class Engine:
         options: Mapping[str, Any] | None = None,
         size: tuple[int, int] | None = None,
         policy: FitPolicy = "crop",
-        max_rows: int | None = None,
+        max_rows: int | None = 8,
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
     ) -> list[Inversion]:
         """Invert several images at once in shared batches; each as `invert` would alone.
 
         prompts: one for each image, or one text for all. max_rows: the most rows in one UNet
-        batch, None for no limit. on_progress is told of the image that is furthest behind. If some
-        images fail, the others are finished, and BatchError holds them and the errors.
+        batch, which is what takes memory; None for no limit. on_progress is told of the image
+        that is furthest behind. If some images fail, the others are finished, and BatchError
+        holds them and the errors.
         """
         settings = checked_settings(
             self._runner,
