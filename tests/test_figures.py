@@ -9,14 +9,13 @@ from pivotal.figures import (
     Panel,
     Row,
     Table,
-    before_after,
     colour_map,
     contact_sheet,
     heat_map,
     latents_as_picture,
 )
 from pivotal.figures.lettering import drawable, typeface, wrap
-from pivotal.figures.sheet import _ACCENT, _GAP, _HAIRLINE, _MARGIN, _PAPER
+from pivotal.figures.palette import ACCENT, GAP, HAIRLINE, MARGIN, PAPER
 
 RED = (200, 30, 40)
 
@@ -32,7 +31,7 @@ def checks(size=64):
 
 def ink(sheet):
     """Where a sheet is not paper, bool [H, W]."""
-    return (sheet != np.array(_PAPER, np.uint8)).any(axis=-1)
+    return (sheet != np.array(PAPER, np.uint8)).any(axis=-1)
 
 
 def extent(mask):
@@ -83,16 +82,16 @@ def test_nothing_is_drawn_in_the_margins():
     )
     top, bottom, left, right = extent(ink(sheet))
     frame = 3
-    assert left >= _MARGIN - frame
-    assert right <= sheet.shape[1] - _MARGIN + frame
-    assert top >= _MARGIN // 2
-    assert bottom <= sheet.shape[0] - _MARGIN // 4
+    assert left >= MARGIN - frame
+    assert right <= sheet.shape[1] - MARGIN + frame
+    assert top >= MARGIN // 2
+    assert bottom <= sheet.shape[0] - MARGIN // 4
 
 
 def test_a_caption_never_enters_the_gap_to_its_neighbour():
     panel = Panel("W" * 90, block(), ["W" * 90, "wide words " * 20])
     sheet = contact_sheet([panel, panel])
-    gap = sheet[:, _MARGIN + 256 + 1 : _MARGIN + 256 + _GAP - 1]
+    gap = sheet[:, MARGIN + 256 + 1 : MARGIN + 256 + GAP - 1]
     assert not ink(gap).any()
 
 
@@ -100,7 +99,7 @@ def test_rows_hold_their_panels_in_order_and_wrap_at_the_columns():
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     panels = [Panel("", block(colour=colour)) for colour in colours]
     one = [painted(contact_sheet([Row("r", panels)]), colour) for colour in colours]
-    assert [left for _, _, left, _ in one] == [_MARGIN + n * (256 + _GAP) for n in range(3)]
+    assert [left for _, _, left, _ in one] == [MARGIN + n * (256 + GAP) for n in range(3)]
     assert len({top for top, *_ in one}) == 1
     two = [painted(contact_sheet([Row("r", panels)], columns=2), colour) for colour in colours]
     assert two[2][2] == two[0][2]
@@ -115,7 +114,7 @@ def test_pictures_of_a_row_stand_on_one_line_whatever_their_titles():
 
 def test_only_what_is_marked_is_framed_in_the_accent_colour():
     def accents(sheet):
-        return int((sheet == _ACCENT).all(axis=-1).sum())
+        return int((sheet == ACCENT).all(axis=-1).sum())
 
     assert accents(contact_sheet([Panel("a", block())])) == 0
     assert accents(contact_sheet([Panel("a", block(), accent=True)])) == 262**2 - 256**2
@@ -144,19 +143,11 @@ def test_a_sheet_is_the_same_each_time_and_leaves_its_panels_alone():
     assert np.array_equal(pixels, checks())
 
 
-def test_before_and_after_stand_side_by_side_at_one_height():
-    sheet = before_after(Panel("before", block()), Panel("after", block(colour=(0, 250, 0))))
-    left, right = painted(sheet), painted(sheet, (0, 250, 0))
-    assert left[:2] == right[:2]
-    assert left[1] - left[0] == 512
-    assert right[2] - left[3] == _GAP
-
-
 def test_columns_of_figures_are_flush_right_and_others_left():
     def start_of_cell(cell):
         sheet = contact_sheet([Panel("", block())], table=Table(["a wide header"], [[cell]]))
-        below = sheet[painted(sheet)[1] + 2 :, _MARGIN:]
-        first, second = np.nonzero((below[:, 0] == _HAIRLINE).all(axis=-1))[0]
+        below = sheet[painted(sheet)[1] + 2 :, MARGIN:]
+        first, second = np.nonzero((below[:, 0] == HAIRLINE).all(axis=-1))[0]
         return extent(ink(below[first + 1 : second]))[2]
 
     assert start_of_cell("x") < 4

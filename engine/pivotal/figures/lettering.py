@@ -93,3 +93,12 @@ def write(
     left, top = at
     for number, line in enumerate(lines):
         draw.text((left, top + number * line_height(size)), line, fill=colour, font=typeface(size))
+
+
+def visible(text: str) -> str:
+    """The text as a page can show it: lone surrogates and control characters become U+FFFD."""
+    return "".join("\ufffd" if _unprintable(character) else character for character in text)
+
+
+def _unprintable(character: str) -> bool:
+    return character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cs")

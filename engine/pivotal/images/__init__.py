@@ -9,6 +9,7 @@ from .fitting import FitPolicy, Fitted, fit
 from .pixels import Mask, Pixels, check_pixels, from_tensor, psnr, to_tensor
 from .reading import ImageSource, Picture, read_image
 from .refusals import MAX_PIXELS, READABLE
+from .settings import SETTINGS, metadata_options, read_settings
 from .writing import known_extension, require_writable, save_image, write_atomically
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "ImageSource", "Picture", "read_image",
     "FitPolicy", "Fitted", "fit",
     "Pixels", "Mask", "check_pixels", "to_tensor", "from_tensor", "psnr",
+    "SETTINGS", "read_settings", "metadata_options",
     "save_image", "write_atomically", "require_writable", "known_extension",
 ]  # fmt: skip

@@ -1,21 +1,20 @@
 """A result is on disk whole or not at all."""
 
 import contextlib
-import json
 import os
-import re
 import secrets
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from pivotal.errors import OutputError
 
 from .pixels import Pixels, check_pixels, extent
 from .refusals import quoted
+from .settings import metadata_options
 
 _WRITERS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG"},
@@ -23,8 +22,6 @@ _WRITERS: dict[str, dict[str, Any]] = {
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"},
     ".webp": {"format": "WEBP", "lossless": True},
 }
-_EXIF_DESCRIPTION = 0x010E
-_EXIF_LIMIT = 65_000  # bytes; a JPEG segment holds 65,533
 
 
 def save_image(pixels: Pixels, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -38,7 +35,7 @@ def save_image(pixels: Pixels, path: str | Path, metadata: Mapping[str, str] | N
     path = Path(path)
     options = _WRITERS[known_extension(path)]
     buffer = BytesIO()
-    extra = _metadata_options(metadata or {}, options["format"])
+    extra = metadata_options(metadata or {}, options["format"])
     try:
         Image.fromarray(pixels).save(buffer, **(options | extra))
     except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels a side, JPEG at 65,535
@@ -87,23 +84,3 @@ def known_extension(path: Path) -> str:
     if extension not in _WRITERS:
         raise ValueError(f"{quoted(path)} needs a known extension: {', '.join(_WRITERS)}")
     return extension
-
-
-def _metadata_options(metadata: Mapping[str, str], kind: str) -> dict[str, Any]:
-    if not metadata:
-        return {}
-    if kind == "PNG":
-        text = PngImagePlugin.PngInfo()
-        for key, value in metadata.items():
-            if not re.fullmatch(r"[\x21-\x7e](?:[\x20-\x7e]{0,77}[\x21-\x7e])?", key):
-                raise ValueError(f"metadata key {key!r} must be 1 to 79 printable ASCII characters")
-            text.add_itxt(key, value)
-        return {"pnginfo": text}
-    exif = Image.Exif()
-    exif[_EXIF_DESCRIPTION] = json.dumps(dict(metadata))
-    encoded = exif.tobytes()
-    if len(encoded) > _EXIF_LIMIT:
-        raise ValueError(
-            f"metadata takes {len(encoded)} bytes and {kind} holds {_EXIF_LIMIT}: use PNG"
-        )
-    return {"exif": encoded}
