@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,21 +22,18 @@ class RoutedInputs:
     keep: Tensor  # [B, L] likewise
     words: Tensor | None  # [B, L, K] likewise
 
-    def arguments(self) -> dict[str, Tensor | None]:
+    def arguments(self) -> dict[str, Any]:
         """By name, for `routed_attention(**inputs.arguments())`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> RoutedInputs:
+        """Every tensor there is, changed."""
+        present = {name: t for name, t in self.arguments().items() if t is not None}
+        return replace(self, **{name: change(tensor) for name, tensor in present.items()})
+
     def double(self) -> RoutedInputs:
         """The same numbers in float64: what the oracle computes its exact answer from."""
-        return RoutedInputs(
-            self.query.double(),
-            self.key.double(),
-            self.value.double(),
-            self.donors,
-            self.mix.double(),
-            self.keep.double(),
-            None if self.words is None else self.words.double(),
-        )
+        return self.mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
     def strided(self) -> RoutedInputs:
         """The same numbers with no floating tensor contiguous, as projections and slices leave
@@ -108,7 +106,7 @@ class StepInputs:
     guidance_scale: Tensor
     offset: Tensor
 
-    def arguments(self) -> dict[str, Tensor]:
+    def arguments(self) -> dict[str, Any]:
         """By name, for `guided_step(**inputs.arguments(), prediction_type=..)`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 

@@ -1,0 +1,81 @@
+"""The Triton kernels through Triton's compiler and ptxas, which need no GPU: what the interpreter
+can't see.
+"""
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from pivotal_kernels.guided_step import triton_kernel as guided  # noqa: E402
+from pivotal_kernels.routed_attention import triton_kernel as routed  # noqa: E402
+
+pytestmark = pytest.mark.slow
+BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+SHARED_MEMORY = 99 * 1024  # of the smallest GPUs since Ampere, a block's bytes
+
+
+def compiled(kernel, types, constants, capability, **options):
+    """types: of named arguments; the last strides are 1, and the rest
+    are 32-bit integers.
+    """
+    unit = [name for name in kernel.arg_names if name.endswith(("_stride_d", "_stride_w"))]
+    constants = constants | dict.fromkeys(set(unit) - {"mix_stride_d"}, 1)
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32")
+        for name in kernel.arg_names
+    }
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(ASTSource(kernel, signature, constants), target=target, options=options)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "queries", "length", "width", "columns"),
+    [
+        ("fp16", 4096, 77, 40, 5),
+        ("bf16", 256, 77, 160, None),
+        ("fp16", 4096, 154, 64, None),
+        ("fp32", 1024, 77, 80, 5),
+    ],
+)
+def test_routed_attention_fits_every_gpu_since_ampere(
+    capability, dtype, queries, length, width, columns
+):
+    blocks = routed.Blocks.of(queries, length, width, columns or 0, BYTES[dtype])
+    types = dict.fromkeys(("query", "key", "value", "out"), f"*{dtype}")
+    types |= dict.fromkeys(("mix", "keep", "gate", "words", "maps"), "*fp32")
+    types |= {"donors": "*i64", "log2_scale": "fp32"}
+    constants = {
+        "BLOCK_N": blocks.queries,
+        "BLOCK_L": blocks.keys,
+        "BLOCK_D": blocks.width,
+        "BLOCK_K": blocks.columns,
+        "KEY_BLOCKS": -(-length // blocks.keys),
+        "WIDEN": False,
+    }
+    if columns is None:
+        constants["words"] = None
+    made = compiled(
+        routed._kernel, types, constants, capability, num_warps=blocks.warps, num_stages=1
+    )
+    assert made.metadata.shared <= SHARED_MEMORY
+    on_tensor_cores = "wgmma" if capability == 90 and blocks.queries >= 64 else "mma.sync"
+    assert on_tensor_cores in made.asm["ptx"]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("working", ["fp32", "fp64"])
+def test_the_step_kernels_compile(capability, kind, working):
+    types = dict.fromkeys(("prediction", "uncond"), "*fp16")
+    types |= dict.fromkeys(("alpha_bar", "to_alpha_bar"), "*fp64")
+    named = ("latents", "offset", "out", "eps", "x0", "sums", "prediction_gradient")
+    named += ("latents_gradient", "scale", "guidance_scale")
+    types |= dict.fromkeys(named, f"*{working}")
+    for kernel in (guided._step_kernel, guided._residual_kernel):
+        made = compiled(kernel, types, {"KIND": kind, "BLOCK": guided.BLOCK}, capability)
+        assert made.metadata.shared <= SHARED_MEMORY
+        assert made.asm["cubin"]
