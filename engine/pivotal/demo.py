@@ -17,16 +17,9 @@ from .engine import Engine
 from .figures import Row, Table, contact_sheet
 from .images import Pixels
 from .inversion_file import Inversion
+from .records import decibels, edit_record, finite, inversion_record
 from .results import Edited, Reconstruction
-from .sheets import (
-    decibels,
-    edit_panels,
-    edit_record,
-    finite,
-    inversion_panels,
-    inversion_record,
-    reconstruction_panel,
-)
+from .sheets import edit_panels, inversion_panels, reconstruction_panel
 
 GUIDANCE = 7.5
 SHEET = "contact-sheet.png"

@@ -1,19 +1,16 @@
-"""What the commands show: a result laid out as rows of a contact sheet, and as JSON."""
+"""What the commands show: a result laid out as rows of a contact sheet."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .figures import Panel, Row, heat_map, latents_as_picture
+from .figures import Comparison, Panel, Row, heat_map, latents_as_picture, save_report
 from .inversion_file import Inversion
-from .model.load import Model
-from .results import Edited, Generated, Reconstruction
+from .records import decibels
+from .results import Edited, Reconstruction
 
 
 def inversion_panels(inversion: Inversion, found: Reconstruction) -> list[Panel]:
@@ -61,122 +58,6 @@ def edit_row(inversion: Inversion, edited: Edited, label: str) -> Row:
     return Row(label, panels)
 
 
-def inversion_record(inversion: Inversion, found: Reconstruction) -> dict[str, Any]:
-    """The figures of an inversion, for --json and the file's report."""
-    report = inversion.report
-    seconds = {name: report["seconds"][name] for name in ("load", "encode", "invert")}
-    seconds["reconstruct"] = found.seconds["sample"]
-    seconds["decode"] = found.seconds["decode"]
-    seconds["attribute"] = found.seconds.get("attribute", 0.0)  # telling guidance from inversion
-    return {
-        "method": inversion.method,
-        "steps": inversion.num_inference_steps,
-        "guidance_scale": inversion.guidance_scale,
-        "seconds": {**seconds, "total": sum(seconds.values())},
-        "psnr": finite(found.psnr),
-        "vae_psnr": finite(found.vae_psnr),
-        "dominant_error": found.dominant_error,
-        "noise_std_ratio": report["noise_std_ratio"],
-        "model": inversion.model,
-        "family": inversion.family,
-        "device": report["device"],
-        "dtype": report["dtype"],
-        "unet_rows": report["unet_rows"],
-        "cached": bool(report.get("cached")),
-        "prompt": inversion.prompt,
-        "options": dict(inversion.options),
-        "schedule": dict(inversion.schedule),
-    }
-
-
-def reconstruction_record(inversion: Inversion, found: Reconstruction) -> dict[str, Any]:
-    """The figures of a reconstruction, for --json and a picture's metadata."""
-    return {
-        **_source(inversion),
-        "guidance_scale": found.guidance_scale,
-        "seconds": {**found.seconds, "total": sum(found.seconds.values())},
-        "psnr": finite(found.psnr),
-        "vae_psnr": finite(found.vae_psnr),
-        "dominant_error": found.dominant_error,
-        "unet_rows": found.unet_rows,
-    }
-
-
-def generation_record(
-    model: Model, made: Generated, index: int, outputs: Mapping[str, str]
-) -> dict[str, Any]:
-    """How one picture was made from text, for --json and its metadata."""
-    return {
-        "prompt": made.prompts[index],
-        "seed": None if made.seeds is None else made.seeds[index],
-        "steps": len(made.schedule["timesteps"]),
-        "guidance_scale": made.guidance_scale,
-        "model": model.name,
-        "family": model.family.name,
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "schedule": dict(made.schedule),
-        "seconds": {**made.seconds, "total": sum(made.seconds.values())},
-        "unet_rows": made.unet_rows,
-        "outputs": dict(outputs),
-    }
-
-
-def _source(inversion: Inversion) -> dict[str, Any]:
-    """What was inverted, and how."""
-    return {
-        "prompt": inversion.prompt,
-        "method": inversion.method,
-        "options": dict(inversion.options),
-        "steps": inversion.num_inference_steps,
-        "model": inversion.model,
-        "family": inversion.family,
-    }
-
-
-def edit_record(
-    inversion: Inversion, edited: Edited, index: int, outputs: Mapping[str, str]
-) -> dict[str, Any]:
-    """The figures of one target's edit, for --json and a picture's metadata."""
-    edit = edited.edits[index]
-    outside = edited.outside_mask_psnr[index]
-    touched = edited.touched[index]
-    windows = edit.cross_replace_steps
-    return {
-        **_source(inversion),
-        "guidance_scale": edited.source.guidance_scale,
-        "seconds": {**edited.seconds, "total": sum(edited.seconds.values())},
-        "touched": {
-            "layers": max(reach.layers for reach in touched.values()),
-            "steps": max(reach.steps for reach in touched.values()),
-            "controls": {name: asdict(reach) for name, reach in touched.items()},
-        },
-        "edit": {
-            "target": edit.target,
-            "kind": edited.kinds[index],
-            "cross_replace_steps": dict(windows) if isinstance(windows, Mapping) else windows,
-            "self_replace_steps": edit.self_replace_steps,
-            "weights": dict(edit.weights),
-            "blend": edit.blend,
-            "subtract": edit.subtract,
-        },
-        "psnr": finite(edited.source.psnr),
-        "vae_psnr": finite(edited.source.vae_psnr),
-        "outside_mask_psnr": None if outside is None else finite(outside),
-        "unet_rows": edited.unet_rows,
-        "outputs": dict(outputs),
-    }
-
-
-def embedded(record: Mapping[str, Any]) -> dict[str, str]:
-    """A record as a picture carries it with it: nothing in it tells of this machine."""
-    private = ("outputs", "seconds", "device")
-    kept = {name: value for name, value in record.items() if name not in private}
-    if "model" in kept:
-        kept["model"] = re.split(r"[\\/]", str(kept["model"]).rstrip("/\\"))[-1]
-    return {"pivotal": json.dumps({"version": __version__, **kept}, allow_nan=False)}
-
-
 def footer(inversion: Inversion) -> str:
     """A sheet's last line: model, method, steps, precision."""
     return (
@@ -185,11 +66,57 @@ def footer(inversion: Inversion) -> str:
     )
 
 
-def decibels(value: float | None) -> str:
-    """For people. None is what JSON has for the infinity of identical pictures."""
-    return "identical" if value is None or math.isinf(value) else f"{value:.1f} dB"
+def write_edit_report(
+    path: Path, inversion: Inversion, edited: Edited, records: Sequence[Mapping[str, Any]]
+) -> None:
+    """One HTML page: each edit beside its source under a slider, with settings and figures."""
+    comparisons = []
+    for index, record in enumerate(records):
+        after, *heat_maps = edit_panels(edited, index)
+        comparisons.append(
+            Comparison(
+                edited.edits[index].target,
+                Panel("source", inversion.picture.pixels),
+                replace(after, caption=()),  # its facts stand beside it
+                _edit_facts(record),
+                heat_maps,
+            )
+        )
+    source, *others = inversion_panels(inversion, edited.source)
+    save_report(
+        comparisons,
+        path,
+        title=f"“{inversion.prompt}”, edited",
+        facts=_inversion_facts(inversion, edited.source),
+        panels=[source, *others],
+        footer=footer(inversion),
+    )
 
 
-def finite(value: float) -> float | None:
-    """JSON has no infinity: the decibels of identical pictures become null."""
-    return value if math.isfinite(value) else None
+def _inversion_facts(inversion: Inversion, found: Reconstruction) -> dict[str, str]:
+    return {
+        "prompt": inversion.prompt,
+        "method": inversion.method,
+        "steps": str(inversion.num_inference_steps),
+        "guidance": f"{found.guidance_scale:g}",
+        "VAE round trip": decibels(found.vae_psnr),
+        "reconstruction": decibels(found.psnr),
+    }
+
+
+def _edit_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    edit = record["edit"]
+    weights = ", ".join(f"{word} × {factor:g}" for word, factor in edit["weights"].items())
+    blend = edit["blend"]
+    where = "the words that differ look" if blend == "auto" else f"{', '.join(blend)} look"
+    outside = record["outside_mask_psnr"]
+    facts = {
+        "edit": edit["kind"],
+        "cross-attention of the source": f"until {edit['cross_replace_steps']} of the steps",
+        "self-attention of the source": f"until {edit['self_replace_steps']} of the steps",
+        "weights": weights,
+        "only where": where if blend else "",
+        "outside the mask": "" if outside is None else decibels(outside),
+        "seconds": f"{record['seconds']['total']:.1f}",
+    }
+    return {name: text for name, text in facts.items() if text}

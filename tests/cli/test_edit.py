@@ -1,10 +1,13 @@
 """`pivotal edit`, `generate` and `explain`."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from pivotal.cli.frames import MAX_FRAMES, shown_steps
 
 PROMPT = "a red circle on a gray background"
 TARGET = "a blue circle on a gray background"
@@ -102,3 +105,51 @@ def test_explain_shows_words_tokens_and_windows(pivotal, home):
     shown = pivotal("explain", PROMPT, TARGET, "--steps", 10, cwd=home).stdout
     assert "swapped" in shown
     assert "steps 0 to 7, timesteps 901 to 201" in " ".join(shown.split())
+
+
+def frames_of(path):
+    with Image.open(path) as moving:
+        return moving.n_frames, dict(moving.info)
+
+
+def test_an_animation_shows_each_step_and_a_report_stands_alone(edit, home):
+    done = edit(
+        "--target", "a green circle on a gray background", "-o", "out.png",
+        "--animation", "way.gif", "--report", "page.html", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outputs = [each["outputs"] for each in json.loads(done.stdout)["edits"]]
+    assert [each["animation"] for each in outputs] == ["way-1.gif", "way-2.gif"]
+    assert frames_of(home / "way-2.gif")[0] == 4
+    page = (home / "page.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert all(prompt in page for prompt in (PROMPT, TARGET, "a green circle"))
+    assert str(home) not in page
+    assert "http://" not in page.replace("http://www.w3.org/", "")
+    assert "https://" not in page
+
+
+def test_generate_animates_too_and_carries_settings_only_if_wanted(pivotal, home):
+    for name, more in (("a.webp", []), ("b.webp", ["--no-metadata"])):
+        done = pivotal(
+            "generate", PROMPT, "--steps", 3, "--animation", name, *more, "--quiet", cwd=home
+        )
+        assert done.returncode == 0, done.stderr
+    assert frames_of(home / "a.webp")[0] == 3
+    assert "exif" in frames_of(home / "a.webp")[1]
+    assert "exif" not in frames_of(home / "b.webp")[1]
+
+
+@pytest.mark.parametrize("steps", [1, 24, 25, 26, 50, 1000])
+def test_long_trajectories_are_thinned_evenly_to_their_end(steps):
+    shown = shown_steps(steps)
+    assert len(shown) == min(steps, MAX_FRAMES)
+    assert shown[-1] == steps - 1
+    gaps = {b - a for a, b in pairwise(shown)}
+    assert len(gaps) <= 2
+
+
+def test_mutual_self_attention_touches_what_it_says(edit):
+    record = json.loads(edit("--mutual-from-step", 1, "--json").stdout)
+    assert record["edit"]["mutual"]["start_step"] == 1
+    assert record["touched"]["controls"]["mutual"]["steps"] == 3

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .options import MaxSize, command, parse_bytes
+from .command import command
+from .options import MaxSize
 from .terminal import Terminal
+from .values import parse_bytes
 
 if TYPE_CHECKING:
     from pivotal.cache import InversionCache, Removed

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import cache, demo, doctor, edit, explain, generate, invert, methods, models, reconstruct
-from .options import command
+from .command import command
 
 app = typer.Typer(
     name="pivotal",

@@ -49,7 +49,7 @@ def _write(outcome: Outcome, folder: Path, paths: list[Path], terminal: Terminal
     from pivotal.demo import SHEET
     from pivotal.images import save_image
     from pivotal.inversion_file import write_inversion
-    from pivotal.sheets import embedded
+    from pivotal.records import embedded
 
     with made(folder), staged(paths, terminal.interruption) as places:
         for each in outcome.shown:

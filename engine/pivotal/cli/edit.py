@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,69 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .completion import complete_kinds
+from .editing import EditOptions, read_mask
+from .frames import Frames, write_animation
 from .options import (
+    Animation,
     Force,
     GuidanceScale,
     ModelOptions,
     NoMetadata,
-    numbers,
-    prompt_text,
 )
 from .outputs import check_outputs, chosen, free, numbered, staged
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from pivotal.editing.edit import Edit
+    from pivotal.engine import Engine
     from pivotal.inversion_file import Inversion
     from pivotal.results import Edited
-
-
-@dataclass(frozen=True)
-class EditOptions:
-    """What of the source is kept, where and for how long. The same for every target."""
-
-    kind: Annotated[
-        str,
-        typer.Option(
-            help="`auto`, `swap`, `refine`, `reweight`.",
-            autocompletion=complete_kinds,
-        ),
-    ] = "auto"
-    cross_replace_steps: Annotated[
-        float, typer.Option(help="Share of the steps with the source's cross-attention.")
-    ] = 0.8
-    self_replace_steps: Annotated[
-        float, typer.Option(help="Share of the steps with the source's self-attention.")
-    ] = 0.4
-    weight: Annotated[
-        list[str] | None, typer.Option(help="`word=factor` on a target word; may repeat.")
-    ] = None
-    blend: Annotated[
-        list[str] | None,
-        typer.Option(help="A word whose region alone may change; `auto`: those that differ."),
-    ] = None
-    subtract: Annotated[
-        list[str] | None, typer.Option(help="A word whose region is left out of --blend's.")
-    ] = None
-
-    def edits(self, targets: Sequence[str], mask: Any = None) -> list[Edit]:
-        """An `Edit` for each target. mask: bool [H, W], or None."""
-        from pivotal.editing.edit import Edit
-
-        return [
-            Edit(
-                target=prompt_text(target, "--target"),
-                kind=self.kind,  # type: ignore[arg-type]  # Edit names the accepted ones
-                cross_replace_steps=self.cross_replace_steps,
-                self_replace_steps=self.self_replace_steps,
-                weights=numbers(self.weight, "weight"),
-                blend="auto" if self.blend == ["auto"] else tuple(self.blend or ()),
-                subtract=tuple(self.subtract or ()),
-                mask=mask,
-            )
-            for target in targets
-        ]
 
 
 @dataclass(frozen=True)
@@ -80,13 +34,21 @@ class _Places:
 
     pictures: list[Path]
     sheet: Path
+    animations: list[Path]
+    report: Path | None
 
     def all(self) -> list[Path]:
-        return [*self.pictures, self.sheet]
+        report = [] if self.report is None else [self.report]
+        return [*self.pictures, self.sheet, *self.animations, *report]
 
     def of(self, index: int) -> dict[str, str]:
         """The files of one target, as the record names them."""
-        return {"picture": str(self.pictures[index]), "sheet": str(self.sheet)}
+        found = {"picture": self.pictures[index], "sheet": self.sheet}
+        if self.animations:
+            found["animation"] = self.animations[index]
+        if self.report is not None:
+            found["report"] = self.report
+        return {name: str(path) for name, path in found.items()}
 
 
 def edit(
@@ -104,6 +66,11 @@ def edit(
         typer.Option(metavar="FILE", help="A picture; only where it is white may change happen."),
     ] = None,
     guidance_scale: GuidanceScale = None,
+    animation: Animation = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also a page with a before/after slider, `.html`."),
+    ] = None,
     no_metadata: NoMetadata = False,
     force: Force = False,
 ) -> None:
@@ -112,96 +79,96 @@ def edit(
     Example: `pivotal edit cat.safetensors --target "a dog on a sofa"`
 
     Example: `pivotal edit cat.safetensors --target "a big cat on a sofa" --weight big=2
-    --blend cat -o big.png`
+    --blend cat --report big.html --animation big.gif -o big.png`
     """
     from pivotal.inversion_file import read_inversion
-    from pivotal.sheets import edit_record
+    from pivotal.records import edit_record
 
     source = read_inversion(inversion)
-    edits = options.edits(target, None if mask is None else _mask(mask, source))
-    places = _places(inversion, output, len(edits), force=force)
+    edits = options.edits(target, None if mask is None else read_mask(mask, source))
+    places = _places(inversion, output, len(edits), animation, report, force=force)
     check_outputs(places.all(), force=force)
     engine = model.load(source.model)
+    frames = Frames(edits=True) if animation else None
     with terminal.progress() as bar:
         edited = engine.edit_many(
             source,
             edits,
             guidance_scale=guidance_scale,
+            callback_on_step_end=frames,
             on_progress=bar,
         )
     records = [edit_record(source, edited, index, places.of(index)) for index in range(len(edits))]
-    _write(places, source, edited, records, terminal, metadata=not no_metadata)
+    _write(places, engine, source, edited, records, frames, terminal, metadata=not no_metadata)
     terminal.show(records[0] if len(records) == 1 else {"edits": records}, _table(edited, records))
     terminal.saved(places.all())
 
 
-def _places(inversion: Path, output: Path | None, count: int, *, force: bool) -> _Places:
+def _places(
+    inversion: Path,
+    output: Path | None,
+    count: int,
+    animation: Path | None,
+    report: Path | None,
+    *,
+    force: bool,
+) -> _Places:
+    from pivotal.figures import animation_extension
     from pivotal.images import known_extension
 
     path = chosen(output, f"{inversion.stem}-edit.png", force=force)
     known_extension(path)
+    if animation is not None:
+        animation_extension(animation)
+    if report is not None and report.suffix.lower() != ".html":
+        raise ValueError(f"--report {str(report)!r}: a report is an .html file")
     pictures = numbered(path, count)
     sheet = path.with_name(f"{path.stem}-sheet.png")
     if output is None and not force:
         pictures, sheet = [free(each) for each in pictures], free(sheet)
-    return _Places(pictures, sheet)
-
-
-def _mask(path: Path, source: Inversion) -> Any:
-    """A picture as a mask of the inversion's own size: bool [H, W], true where it is light.
-
-    It has the source's size, or that of the inverted picture; the former is fitted as the source.
-    """
-    import torch
-
-    from pivotal.images import fit, read_image
-
-    picture, fitted = read_image(path), source.picture
-    pixels = picture.pixels
-    if picture.size != fitted.size:
-        if picture.size != fitted.source_size:
-            given, first, second = (
-                f"{height}x{width}"
-                for height, width in (picture.size, fitted.source_size, fitted.size)
-            )
-            raise ValueError(
-                f"--mask {str(path)!r} is {given}; the source's {first} or the inversion's "
-                f"{second} (height x width) is expected"
-            )
-        pixels = fit(picture, fitted.size, fitted.policy).pixels
-    mask = torch.from_numpy(pixels.astype("int64").mean(axis=2) >= 128)
-    if not bool(mask.any()):
-        raise ValueError(f"--mask {str(path)!r} is dark all over, so nothing could change")
-    return mask
+    animations = [] if animation is None else numbered(animation, count)
+    return _Places(pictures, sheet, animations, report)
 
 
 def _write(
     places: _Places,
+    engine: Engine,
     source: Inversion,
     edited: Edited,
     records: Sequence[dict[str, Any]],
+    frames: Frames | None,
     terminal: Terminal,
     *,
     metadata: bool,
 ) -> None:
     from pivotal.figures import contact_sheet
     from pivotal.images import save_image
-    from pivotal.sheets import edit_row, embedded, footer
+    from pivotal.records import embedded
+    from pivotal.sheets import edit_row, footer, write_edit_report
 
+    carried = [embedded(record) if metadata else None for record in records]
     label = places.pictures[0].stem
     row = edit_row(source, edited, label)
-    sheet = contact_sheet([row], title="pivotal edit", footer=footer(source), columns=6)
+    lines = math.ceil(len(row.panels) / 7)
+    columns = math.ceil(len(row.panels) / lines)  # no line of a single panel
+    sheet = contact_sheet([row], title="pivotal edit", footer=footer(source), columns=columns)
     with staged(places.all(), terminal.interruption) as at:
         for index, path in enumerate(places.pictures):
             pixels = source.picture.unfit(edited.pictures[index])
-            save_image(pixels, at[path], embedded(records[index]) if metadata else None)
+            save_image(pixels, at[path], carried[index])
         save_image(sheet, at[places.sheet])
+        if places.report is not None:
+            write_edit_report(at[places.report], source, edited, records)
+        trajectories = [] if frames is None else frames.trajectories()
+        for index, (path, way) in enumerate(zip(places.animations, trajectories, strict=True)):
+            last = edited.pictures[index]
+            write_animation(engine, way, last, at[path], terminal, carried[index])
 
 
 def _table(edited: Edited, records: Sequence[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    from pivotal.sheets import decibels
+    from pivotal.records import decibels
 
     table = Table("target", "edit", "layers", "steps", "outside the mask", "seconds")
     for record, outside in zip(records, edited.outside_mask_psnr, strict=True):

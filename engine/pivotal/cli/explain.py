@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .edit import EditOptions
-from .options import ModelOptions, Steps, prompt_text
+from .editing import EditOptions
+from .options import ModelOptions, Steps
 from .terminal import Terminal
+from .values import prompt_text
 
 if TYPE_CHECKING:
     from pivotal.editing.explanation import Explanation, When

@@ -7,18 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from .frames import Frames, write_animation
 from .options import (
+    Animation,
     Force,
     GuidanceScale,
     ModelOptions,
     NoMetadata,
     Size,
     Steps,
-    parse_size,
-    prompt_text,
 )
 from .outputs import check_outputs, chosen, free, numbered, staged
 from .terminal import Terminal
+from .values import parse_size, prompt_text
 
 
 def generate(
@@ -33,6 +34,7 @@ def generate(
     guidance_scale: GuidanceScale = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
     size: Size = None,
+    animation: Animation = None,
     no_metadata: NoMetadata = False,
     force: Force = False,
 ) -> None:
@@ -40,18 +42,23 @@ def generate(
 
     Example: `pivotal generate "a red circle on a blue background" --seed 3 --steps 20 -o red.png`
     """
+    from pivotal.figures import animation_extension
     from pivotal.images import known_extension, save_image
-    from pivotal.sheets import embedded, generation_record
+    from pivotal.records import embedded, generation_record
 
     prompts = [prompt_text(each, "PROMPT") for each in prompt]
     path = chosen(output, "generated.png", force=force)
     known_extension(path)
+    if animation is not None:
+        animation_extension(animation)
     pictures = numbered(path, len(prompts))
     if output is None and not force:
         pictures = [free(each) for each in pictures]
-    check_outputs(pictures, force=force)
+    animations = [] if animation is None else numbered(animation, len(prompts))
+    check_outputs([*pictures, *animations], force=force)
     fitted = parse_size(size)
     engine = model.load()
+    frames = Frames(edits=False) if animation else None
     with terminal.progress() as bar:
         made = engine.generate(
             prompts,
@@ -60,19 +67,25 @@ def generate(
             guidance_scale=guidance_scale,
             seed=seed,
             size=fitted,
+            callback_on_step_end=frames,
             on_progress=bar,
         )
     records = []
-    with staged(pictures, terminal.interruption) as places:
+    ways = [] if frames is None else frames.trajectories()
+    with staged([*pictures, *animations], terminal.interruption) as places:
         for index, each in enumerate(pictures):
             outputs = {"picture": str(each)}
+            if animations:
+                outputs["animation"] = str(animations[index])
             record = generation_record(engine.model, made, index, outputs)
             records.append(record)
-            save_image(
-                made.pictures[index], places[each], None if no_metadata else embedded(record)
-            )
+            settings, last = None if no_metadata else embedded(record), made.pictures[index]
+            save_image(last, places[each], settings)
+            if animations:
+                moving = places[animations[index]]
+                write_animation(engine, ways[index], last, moving, terminal, settings)
     terminal.show(records[0] if len(records) == 1 else {"pictures": records}, _table(records))
-    terminal.saved(pictures)
+    terminal.saved([*pictures, *animations])
 
 
 def _table(records: list[dict[str, Any]]) -> Any:

@@ -18,12 +18,10 @@ from .options import (
     Policy,
     Size,
     Steps,
-    named,
-    parse_size,
-    prompt_text,
 )
 from .outputs import check_folder, check_outputs, free, made, staged
 from .terminal import Terminal
+from .values import named, parse_size, prompt_text
 
 if TYPE_CHECKING:
     from pivotal.inversion_file import Inversion
@@ -68,7 +66,7 @@ def invert(
     """
     from pivotal.errors import BatchError
     from pivotal.images import read_image
-    from pivotal.sheets import inversion_record
+    from pivotal.records import inversion_record
 
     prompts = [prompt_text(each, "--prompt") for each in prompt]
     if len(prompts) not in (1, len(image)):
@@ -166,7 +164,7 @@ def _table(done: Sequence[tuple[Path, Inversion]], records: Sequence[dict[str, A
     """One inversion upright, several side by side."""
     from rich.table import Table
 
-    from pivotal.sheets import decibels
+    from pivotal.records import decibels
 
     header = ("inversion", "method", "VAE round trip", "reconstruction", "mostly", "seconds")
     lines = []

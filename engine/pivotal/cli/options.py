@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -54,6 +50,10 @@ Size = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 NoMetadata = Annotated[
     bool, typer.Option("--no-metadata", help="Embed no settings in the pictures.")
+]
+Animation = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also the way there, as an animated `.gif` or `.webp`."),
 ]
 MaxSize = Annotated[
     str | None, typer.Option(metavar="SIZE", help="As `500MB` or `2GB`. Default: 2GB.")
@@ -135,106 +135,3 @@ class ConfigOptions:
             callback=read_config,
         ),
     ] = None
-
-
-def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], None]:
-    """Register a function as a command. A parameter that is a dataclass stands for its fields.
-
-    The fields' annotations, `Annotated[type, typer.Option(..)]`, say how each is given.
-    """
-
-    def register(function: Callable[..., None]) -> None:
-        hints = get_type_hints(function, include_extras=True)
-        plain: list[inspect.Parameter] = []
-        grouped: list[inspect.Parameter] = []
-        groups: dict[str, Any] = {}
-        for parameter in inspect.signature(function).parameters.values():
-            kind: Any = hints[parameter.name]
-            if is_dataclass(kind):
-                groups[parameter.name] = kind
-                grouped += _members(kind)
-            else:
-                plain.append(
-                    parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
-                )
-
-        @wraps(function)
-        def call(**given: Any) -> None:
-            whole = {
-                group: kind(**{each.name: given.pop(each.name) for each in fields(kind)})
-                for group, kind in groups.items()
-            }
-            function(**given, **whole)
-
-        every = [*plain, *grouped]  # the command's own come first in its help
-        call.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
-        call.__annotations__ = {each.name: each.annotation for each in every}
-        app.command(name)(call)
-
-    return register
-
-
-def _members(kind: Any) -> list[inspect.Parameter]:
-    """A dataclass's fields as parameters of a function."""
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if each.default is MISSING else each.default,
-            annotation=hints[each.name],
-        )
-        for each in fields(kind)
-    ]
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of `512x768`."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,6})\s*[x×]\s*(\d{1,6})", text.strip())
-    if not match or not all(map(int, match.groups())):
-        raise ValueError(f"--size {text!r}: write height and width in pixels, as 512x768")
-    return int(match[1]), int(match[2])
-
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of `500MB`."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?B?)", text.strip().upper())
-    if not match or match[2] not in _UNITS:
-        raise ValueError(f"--max-size {text!r}: write a size as 500MB or 2GB")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def named(given: Sequence[str] | None, option: str) -> dict[str, str]:
-    """`name=value` texts as a mapping."""
-    values: dict[str, str] = {}
-    for text in given or ():
-        name, found, value = text.rpartition("=")
-        if not found or not name:
-            raise ValueError(f"--{option} {text!r}: write name=value")
-        if name in values:
-            raise ValueError(f"--{option} {name} is given twice")
-        values[name] = value
-    return values
-
-
-def numbers(given: Sequence[str] | None, option: str) -> dict[str, float]:
-    """`name=number` texts as a mapping."""
-    values = {}
-    for name, value in named(given, option).items():
-        try:
-            values[name] = float(value)
-        except ValueError:
-            raise ValueError(f"--{option} {name}={value}: {value!r} is not a number") from None
-    return values
-
-
-def prompt_text(text: str, option: str) -> str:
-    """A prompt that says something. Raises ValueError for an empty one."""
-    if not text.strip():
-        raise ValueError(f"{option} is empty; say in a few words what the picture shows")
-    return text

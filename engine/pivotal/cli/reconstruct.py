@@ -34,7 +34,7 @@ def reconstruct(
 
     from pivotal.images import known_extension, save_image
     from pivotal.inversion_file import read_inversion
-    from pivotal.sheets import decibels, embedded, reconstruction_record
+    from pivotal.records import decibels, embedded, reconstruction_record
 
     source = read_inversion(inversion)
     path = chosen(output, f"{inversion.stem}-reconstruction.png", force=force)

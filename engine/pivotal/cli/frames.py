@@ -1,0 +1,74 @@
+"""`--animation`: the latents of each step, kept while a picture comes about, then shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pivotal.engine import Engine
+    from pivotal.images import Pixels
+
+    from .terminal import Terminal
+
+MAX_FRAMES = 25
+"""More steps are thinned out: to decode each is what costs."""
+
+
+class Frames:
+    """A `callback_on_step_end` that remembers latents [R, C, h, w] and changes nothing.
+
+    edits: each batch's first row is the source, and is not shown.
+    """
+
+    def __init__(self, *, edits: bool) -> None:
+        self._first = int(edits)
+        self._batches: list[list[Any]] = []
+
+    def __call__(
+        self, engine: Engine, step: int, timestep: float, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        if step == 0:
+            self._batches.append([])
+        self._batches[-1].append(tensors["latents"].detach().float().cpu().clone())
+        return {}
+
+    def trajectories(self) -> list[list[Any]]:
+        """For each picture, its latents [1, C, h, w] step by step."""
+        return [
+            [latents[row : row + 1] for latents in batch]
+            for batch in self._batches
+            for row in range(self._first, len(batch[0]))
+        ]
+
+
+def shown_steps(steps: int) -> list[int]:
+    """At most MAX_FRAMES of the steps, evenly, the last among them."""
+    count = min(steps, MAX_FRAMES)
+    return [((index + 1) * steps) // count - 1 for index in range(count)]
+
+
+def write_animation(
+    engine: Engine,
+    trajectory: list[Any],
+    last: Pixels,
+    path: Path,
+    terminal: Terminal,
+    metadata: Mapping[str, str] | None,
+) -> None:
+    """Decode a trajectory's latents and write them; the last frame is the picture itself."""
+    import numpy as np
+
+    from pivotal.figures import save_animation
+    from pivotal.query import Progress
+
+    chosen, frames = shown_steps(len(trajectory)), []
+    with terminal.progress() as bar:
+        for index, step in enumerate(chosen[:-1]):
+            bar(Progress("decode", index, len(chosen)))
+            (picture,) = engine.decode(trajectory[step])
+            frames.append(np.array(picture))
+    labels = [f"step {step + 1} of {len(trajectory)}" for step in chosen]
+    save_animation([*frames, last], path, labels=labels, metadata=metadata)

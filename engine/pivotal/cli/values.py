@@ -1,0 +1,58 @@
+"""Texts from the command line as values. Each raises ValueError, naming the option and the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of `512x768`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})\s*[x×]\s*(\d{1,6})", text.strip())
+    if not match or not all(map(int, match.groups())):
+        raise ValueError(f"--size {text!r}: write height and width in pixels, as 512x768")
+    return int(match[1]), int(match[2])
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `500MB`."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?B?)", text.strip().upper())
+    if not match or match[2] not in _UNITS:
+        raise ValueError(f"--max-size {text!r}: write a size as 500MB or 2GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def named(given: Sequence[str] | None, option: str) -> dict[str, str]:
+    """`name=value` texts as a mapping."""
+    values: dict[str, str] = {}
+    for text in given or ():
+        name, found, value = text.rpartition("=")
+        if not found or not name:
+            raise ValueError(f"--{option} {text!r}: write name=value")
+        if name in values:
+            raise ValueError(f"--{option} {name} is given twice")
+        values[name] = value
+    return values
+
+
+def numbers(given: Sequence[str] | None, option: str) -> dict[str, float]:
+    """`name=number` texts as a mapping."""
+    values = {}
+    for name, value in named(given, option).items():
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--{option} {name}={value}: {value!r} is not a number") from None
+    return values
+
+
+def prompt_text(text: str, option: str) -> str:
+    """A prompt that says something. Raises ValueError for an empty one."""
+    if not text.strip():
+        raise ValueError(f"{option} is empty; say in a few words what the picture shows")
+    return text
