@@ -6,6 +6,7 @@ import pytest
 
 from pivotal.editing.edit import Edit
 from pivotal.editing.explanation import explain
+from pivotal.editing.masactrl import MutualSelfAttention
 from pivotal.editing.routes import Layers
 from pivotal.errors import EditWithoutEffectError
 from pivotal.schedule import NoiseLevels, ScheduleConfig
@@ -111,6 +112,14 @@ def test_the_layers_are_those_that_the_edit_reaches(explained):
     assert found.layers == {"cross": (1, 2, 2, 4), "self": (2, 4)}
     assert (found.touched["cross"].layers, found.touched["cross"].steps) == (4, 8)
     assert (found.touched["self"].layers, found.touched["self"].steps) == (2, 4)
+
+
+def test_mutual_self_attention_is_told_where_it_is_asked_for(explained):
+    found = explained("a cat", "a dog", mutual=MutualSelfAttention(start_step=3, start_layer=1))
+    assert (found.mutual.steps, found.mutual.timesteps) == ((3, 10), (601.0, 1.0))
+    assert found.mutual.fractions == (0.3, 1.0)
+    assert found.layers["mutual"] == (2, 4)
+    assert explained("a cat", "a dog").mutual is None
 
 
 def test_blend_words_are_named_by_prompt(explained):

@@ -55,9 +55,9 @@ class Explanation:
 
     kind: swap, refine or reweight; reason: why. cross: for each word of the target with a window of
     its own, and for "default", when it takes the source's cross-attention. self_attention: when the
-    source's self-attention is injected. touched: layers and steps of each control. layers: of each
-    kind, the downscale of every layer touched, in running order. blend: words that bound the
-    change, by prompt.
+    source's self-attention is injected. mutual: when MasaCtrl shares the source's. touched: layers
+    and steps of each control. layers: of each kind, the downscale of every layer touched, in
+    running order. blend, subtract: words that bound the change, by prompt.
     """
 
     source: str
@@ -69,6 +69,7 @@ class Explanation:
     tokens: tuple[TokenPair, ...]
     cross: Mapping[str, When]
     self_attention: When
+    mutual: When | None
     touched: Mapping[str, Touched]
     layers: Mapping[str, tuple[int, ...]]
     weights: Mapping[str, float]
@@ -109,13 +110,9 @@ def explain(
             for name, window in _named_windows(edit.cross_replace_steps).items()
         },
         self_attention=_when(edit.self_replace_steps, schedule),
+        mutual=_mutual(edit, schedule),
         touched=touched,
-        layers={
-            "cross": layers.cross_downscales if touched["cross"].layers else (),
-            "self": tuple(layers.self_downscales[i] for i in injected(layers))
-            if touched["self"].layers
-            else (),
-        },
+        layers=_reached(edit, layers, touched),
         weights=dict(edit.weights),
         blend=blended,
         blend_steps=_when((edit.blend_start, 1.0), schedule) if blends else None,
@@ -207,10 +204,37 @@ def _named_windows(windows: Window | Mapping[str, Window]) -> dict[str, Window]:
     return {DEFAULT: windows}
 
 
+def _reached(
+    edit: Edit, layers: Layers, touched: Mapping[str, Touched]
+) -> dict[str, tuple[int, ...]]:
+    """The downscale of every layer that each control touches."""
+    places: dict[str, tuple[Sequence[int], tuple[int, ...]]] = {
+        "cross": (range(len(layers.cross_downscales)), layers.cross_downscales),
+        "self": (injected(layers), layers.self_downscales),
+    }
+    if edit.mutual is not None:
+        shared = edit.mutual.layers(len(layers.self_downscales))
+        places["mutual"] = (shared, layers.self_downscales)
+    return {
+        name: tuple(downscales[place] for place in reached) if touched[name].layers else ()
+        for name, (reached, downscales) in places.items()
+    }
+
+
+def _mutual(edit: Edit, schedule: Schedule) -> When | None:
+    if edit.mutual is None:
+        return None
+    inside = edit.mutual.steps(schedule.steps)
+    return _during((inside.start / schedule.steps, 1.0), inside, schedule)
+
+
 def _when(window: Window, schedule: Schedule) -> When:
-    inside = step_range(window, schedule.steps)
+    return _during(bounds(window), step_range(window, schedule.steps), schedule)
+
+
+def _during(fractions: tuple[float, float], inside: range, schedule: Schedule) -> When:
     levels = schedule.levels[::-1]  # noisiest first
     timesteps = (
         (levels[inside[0]].timestep, levels[inside[-1]].timestep) if len(inside) > 0 else None
     )
-    return When(bounds(window), (inside.start, inside.stop), timesteps)
+    return When(fractions, (inside.start, inside.stop), timesteps)
