@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .cancellation import Cancellation
     from .editing.edit import Edit
     from .editing.explanation import Explanation
+    from .editing.masactrl import MutualSelfAttention
     from .engine import Engine
     from .errors import BatchError, Cancelled, PivotalError
     from .inversion_file import Inversion, read_inversion, write_inversion
@@ -20,6 +21,7 @@ __all__ = [
     "Engine",
     "Edit",
     "Edited",
+    "MutualSelfAttention",
     "Explanation",
     "Generated",
     "Inversion",
@@ -39,6 +41,7 @@ _HOMES = {
     "Edit": "editing.edit",
     "Edited": "results",
     "Explanation": "editing.explanation",
+    "MutualSelfAttention": "editing.masactrl",
     "Generated": "results",
     "Inversion": "inversion_file",
     "Reconstruction": "results",

@@ -145,3 +145,19 @@ def test_an_edit_from_a_file_is_the_edit_from_memory(engine, inversion, tmp_path
 def test_a_target_that_is_no_text_is_refused(engine, inversion, target):
     with pytest.raises(ValueError, match="a prompt or an Edit is expected"):
         engine.edit_many(inversion, [target])
+
+
+def test_mutual_self_attention_alone_edits_and_says_where(engine, inversion):
+    edit = pivotal.Edit(
+        BLUE,
+        cross_replace_steps=0.0,
+        self_replace_steps=0.0,
+        mutual=pivotal.MutualSelfAttention(start_step=1),
+    )
+    edited = engine.edit(inversion, edit)
+    plain = engine.edit(inversion, BLUE)
+    assert set(edited.touched[0]) == {"cross", "self", "mutual"}
+    assert edited.touched[0]["mutual"].steps == STEPS - 1
+    assert engine.explain(PROMPT, edit, num_inference_steps=STEPS).touched == edited.touched[0]
+    assert not torch.allclose(edited.latents[1], plain.latents[1], atol=1e-2)
+    assert torch.allclose(edited.latents[0], plain.latents[0], atol=1e-4)  # the source's own row
