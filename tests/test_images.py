@@ -20,8 +20,8 @@ from pivotal import images
 from pivotal.errors import NonFiniteError, OutputError, PivotalError
 from pivotal.images import Picture, fit, from_tensor, psnr, read_image, save_image, to_tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}}
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}, "PPM": {}}
 ORIENTATION = 0x0112
 
 
@@ -176,6 +176,14 @@ def test_a_transparent_colour_of_a_16_bit_grey_file_is_composited():
 def test_grey_palette_and_one_bit_files_become_the_rgb_that_they_mean(kind, mode):
     image = Image.fromarray(scene()).convert(mode)
     assert np.array_equal(read_image(encoded(image, kind)).pixels, np.array(image.convert("RGB")))
+
+
+def test_a_ppm_of_any_white_is_scaled():
+    for white in (100, 1000, 65535):
+        samples = np.array([[0, white // 2, white]], ">u2" if white > 255 else "u1")
+        data = b"P5 3 1 %d\n" % white + samples.tobytes()
+        expected = [0, round(255 * (white // 2) / white), 255]
+        assert np.abs(read_image(data).pixels[0, :, 0].astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -379,14 +387,13 @@ def test_missing_files_folders_and_impossible_paths_are_refused_by_name(tmp_path
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", r"is empty \(0 bytes\).*PNG, JPEG, WebP, GIF, BMP and TIFF"),
+        (b"", r"is empty \(0 bytes\).*PNG, JPEG, WebP, GIF, BMP, TIFF and PPM"),
         (b"hello, this is text", "not an image.*accepted are PNG, JPEG"),
         (b"\x00" * 4096, "not an image"),
         (b"\x00\x00\x00\x1cftypavif" + b"\0" * 40, "AVIF"),
         (b"\x00\x00\x00\x1cftypheic" + b"\0" * 40, "HEIC"),
         (b"%PDF-1.7 ...", "PDF"),
         (b"<svg xmlns='x'/>", "SVG"),
-        (encoded(scene(), "PPM"), "accepted are"),
         (encoded(scene(), "ICO"), "accepted are"),
         (encoded(scene(), "PNG")[:-200], "truncated"),
         (encoded(scene(), "JPEG")[:-200], "truncated"),
@@ -648,10 +655,81 @@ def test_metadata_of_any_text_travels_with_the_picture(tmp_path):
         assert not image.text
 
 
+SETTINGS = {
+    "prompt": "a naïve café → 日本 🐈 \udcff \u202e </script> \0 %s",
+    "options": {"inner_steps": 10, "early": None},
+    "seed": 7,
+}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_settings_are_read_back_whatever_their_text(name, tmp_path):
+    path = tmp_path / name
+    save_image(scene(), path, {images.SETTINGS: json.dumps(SETTINGS)})
+    assert images.read_settings(path) == SETTINGS
+    assert images.read_settings(str(path)) == SETTINGS
+    assert images.read_settings(path.read_bytes()) == SETTINGS
+    save_image(scene(), path)
+    assert images.read_settings(path) is None
+
+
+def test_settings_of_another_program_are_none_and_damaged_ones_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "a photograph of a cat"
+    assert images.read_settings(encoded(scene(), "JPEG", exif=exif)) is None
+    assert images.read_settings(encoded(scene(), "GIF", comment=b"made elsewhere")) is None
+    for text in ("no json", "[1]", "[" * 100_000):
+        save_image(scene(), tmp_path / "a.png", {images.SETTINGS: text})
+        with pytest.raises(ValueError, match=r"a\.png' carries damaged settings"):
+            images.read_settings(tmp_path / "a.png")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.png' carries no settings"):
+        images.read_settings(tmp_path / "text.png")
+    with pytest.raises(ValueError, match=r"gone\.png' can't be opened"):
+        images.read_settings(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_without_metadata_a_picture_carries_pixels_alone(name, tmp_path):
+    path = tmp_path / name
+    save_image(scene(), path)
+    first = path.read_bytes()
+    save_image(scene(), path)
+    assert path.read_bytes() == first  # no time stamp
+    assert str(tmp_path).encode() not in first
+    with Image.open(path) as image:
+        image.load()
+        assert not dict(image.getexif())
+        assert not set(image.info) - {"jfif", "jfif_version", "jfif_unit", "jfif_density"} - {
+            "loop", "background", "timestamp", "duration",
+        }  # fmt: skip
+
+
+def test_many_threads_decode_at_once_and_no_global_limit_is_touched(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    limit = Image.MAX_IMAGE_PIXELS
+    sound = {kind: encoded(scene(), kind) for kind in FORMATS}
+    alone = {kind: read_image(data).digest for kind, data in sound.items()}
+    bomb = png(100_000, 100_000, 8, 2, b"\0" * 1000)
+
+    def one(number):
+        kind = FORMATS[number % len(FORMATS)]
+        with pytest.raises(ValueError, match="at most 64 million"):
+            read_image(bomb)
+        return read_image(sound[kind]).digest == alone[kind]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(one, range(200)))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
 def test_metadata_that_a_format_cannot_hold_is_refused(tmp_path):
     for key in ("", "k" * 80, "ключ", " padded"):
         with pytest.raises(ValueError, match="metadata key"):
             save_image(scene(), tmp_path / "a.png", {key: "x"})
+    with pytest.raises(ValueError, match="is no Unicode"):
+        save_image(scene(), tmp_path / "a.png", {"k": "\udcff"})
     with pytest.raises(ValueError, match="use PNG"):
         save_image(scene(), tmp_path / "a.jpg", {"k": "x" * 70_000})
     assert not os.listdir(tmp_path)

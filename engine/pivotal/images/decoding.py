@@ -32,7 +32,7 @@ def decode(image: Image.Image, name: str) -> Pixels:
     try:
         image.load()
         transposition = _UPRIGHT.get(_orientation(image, name))
-        if image.mode.startswith("I;16"):
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
             colour, alpha = _from_16_bit(image)
         elif image.mode in ("I", "F"):
             colour, alpha = _from_wide(image, name), None
@@ -86,7 +86,7 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 def _from_16_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     samples = np.asarray(image).astype(np.float32)
-    white, inverted = 65535, False
+    white, inverted = 65535, False  # a PPM's too: Pillow scales its own white to this one
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         white = 2 ** int(image.tag_v2.get(_TIFF_BITS, (16,))[0]) - 1
         inverted = image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO

@@ -21,7 +21,7 @@ from .samples import channels_last, from_samples
 
 logger = logging.getLogger(__name__)
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.generic] | torch.Tensor
-_DECODERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_DECODERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from .pixels import extent
 
 MAX_PIXELS = 64_000_000
 """The largest picture that is decoded: 192 MB of RGB. A header that promises more is refused."""
-READABLE = "PNG, JPEG, WebP, GIF, BMP and TIFF"
+READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF and PPM"
 
 
 class Unreadable(ValueError):
