@@ -11,7 +11,7 @@ from pivotal.editing.prompt_to_prompt import PromptToPrompt
 from pivotal.editing.routes import Layers
 from pivotal.errors import Cancelled
 from pivotal.inversion.registry import METHODS
-from pivotal.query import Denoise, Progress, Query
+from pivotal.query import Denoise, Query
 from pivotal.tokens import Tokens
 
 STEPS, SCALE = 2, 2.0
@@ -51,6 +51,33 @@ def denoiser(calm):
     return calm()
 
 
+@pytest.fixture(scope="module")
+def single(torch_denoiser):
+    """A float32 network."""
+    return torch_denoiser(dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def done():
+    """What `alone` made of each method, once."""
+    return {}
+
+
+@pytest.fixture
+def alone(done, denoiser, gentle, case, some):
+    """`alone(name)`: the first image, its inversion, and that sampled back."""
+
+    def make(name):
+        if name not in done:
+            one, method = some(case(2), [0]), METHODS[name]
+            inverted = drive(inverting(method, gentle(STEPS), one), denoiser)
+            sampled = drive(replaying(method, gentle(STEPS), inverted, one), denoiser)
+            done[name] = one, inverted, sampled
+        return done[name]
+
+    return make
+
+
 @pytest.fixture
 def tokens():
     """`tokens(prompt)`: a token a word, seven in all with start, end and padding."""
@@ -84,32 +111,39 @@ def swap(denoiser, tokens):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_images_in_one_batch_are_each_alone(name, denoiser, gentle, case, some):
+def test_two_images_in_one_batch_are_each_alone(name, denoiser, gentle, case, some, alone):
     method, schedule, two = METHODS[name], gentle(STEPS), case(2)
     together = drive(inverting(method, schedule, two), denoiser)
     sampled = drive(replaying(method, schedule, together, two), denoiser)
-    for image in range(2):
-        one = some(two, [image])
-        alone = drive(inverting(method, schedule, one), denoiser)
+    second = some(two, [1])
+    inverted = drive(inverting(method, schedule, second), denoiser)
+    again = drive(replaying(method, schedule, inverted, second), denoiser)
+    for image, (mine, back) in enumerate([alone(name)[1:], (inverted, again)]):
         chosen = together.select(torch.tensor([image]))
-        torch.testing.assert_close(alone.noise, chosen.noise, **CLOSE)
-        assert alone.stored.keys() == chosen.stored.keys()
-        for stored, tensor in alone.stored.items():
+        torch.testing.assert_close(mine.noise, chosen.noise, **CLOSE)
+        assert set(mine.stored) == set(chosen.stored) == set(method.stored)
+        for stored, tensor in mine.stored.items():
             torch.testing.assert_close(tensor, chosen.stored[stored], **CLOSE)
-        again = drive(replaying(method, schedule, alone, one), denoiser)
-        torch.testing.assert_close(again, sampled[image : image + 1], **CLOSE)
+        torch.testing.assert_close(back, sampled[image : image + 1], **CLOSE)
+    method.check(together, STEPS, two[1])
+    method.check(together.select(torch.tensor([1])).expand(3), STEPS, two[1])
+    for tensor in (together.noise, *together.stored.values()):
+        assert tensor.isfinite().all()
+    for tensor in together.diagnostics.values():
+        assert tensor.shape[0] == 2
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_beside_another_method_it_gives_what_it_gives_alone(name, denoiser, gentle, case, some):
+def test_beside_another_method_it_gives_what_it_gives_alone(
+    name, denoiser, gentle, case, some, alone
+):
     method, other = METHODS[name], METHODS["ddim" if name != "ddim" else "direct"]
-    schedule, mine, theirs = gentle(STEPS), some(case(2), [0]), some(case(2), [1])
-    alone = drive(inverting(method, schedule, mine), denoiser)
+    schedule, theirs = gentle(STEPS), some(case(2), [1])
+    mine, inverted, sampled = alone(name)
     job, company = drive_many(
         [inverting(method, schedule, mine), inverting(other, schedule, theirs)], denoiser
     )
-    torch.testing.assert_close(job.result().noise, alone.noise, **CLOSE)
-    company.result()
+    torch.testing.assert_close(job.result().noise, inverted.noise, **CLOSE)
     samples = drive_many(
         [
             replaying(method, schedule, job.result(), mine),
@@ -118,41 +152,30 @@ def test_beside_another_method_it_gives_what_it_gives_alone(name, denoiser, gent
         denoiser,
         max_rows=3,
     )
-    expected = drive(replaying(method, schedule, alone, mine), denoiser)
-    torch.testing.assert_close(samples[0].result(), expected, **CLOSE)
+    torch.testing.assert_close(samples[0].result(), sampled, **CLOSE)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_stored_is_what_its_check_expects(name, denoiser, gentle, case):
-    method, schedule, two = METHODS[name], gentle(STEPS), case(2)
-    inverted = drive(inverting(method, schedule, two), denoiser)
-    assert set(inverted.stored) == set(method.stored)
-    method.check(inverted, STEPS, two[1])
-    expanded = inverted.select(torch.tensor([1])).expand(3)
-    method.check(expanded, STEPS, two[1])
-    for tensor in (inverted.noise, *inverted.stored.values()):
-        assert tensor.isfinite().all()
-        assert tensor.shape[0] == 2
-    for tensor in inverted.diagnostics.values():
-        assert tensor.shape[0] == 2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_asks_only_what_it_says_it_needs(name, calm, recording, gentle, case):
+def test_it_asks_only_what_it_says_it_needs_and_says_how_far_it_is(
+    name, calm, recording, gentle, case
+):
     method, schedule, one = METHODS[name], gentle(STEPS), case()
-    denoiser = recording(calm())
-    inverted = drive(inverting(method, schedule, one), denoiser)
+    denoiser, seen = recording(calm()), []
+    inverted = drive(inverting(method, schedule, one), denoiser, listener=seen.append)
     assert {type(query) for query in denoiser.batches} <= method.needs
-    drive(replaying(method, schedule, inverted, one), denoiser)
+    drive(replaying(method, schedule, inverted, one), denoiser, listener=seen.append)
     assert {type(query) for query in denoiser.batches} == method.needs
+    phases = {notice.phase for notice in seen}
+    assert "sample" in phases
+    assert phases & {"invert", "fit"}
+    for notice in seen:
+        assert 0 <= notice.step <= notice.steps
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_edits_act_on_the_target_alone(name, denoiser, gentle, case, swap, some):
+def test_edits_act_on_the_target_alone(name, denoiser, gentle, case, swap, alone):
     method, schedule = METHODS[name], gentle(STEPS)
-    one = some(case(2), [0])
-    inverted = drive(inverting(method, schedule, one), denoiser)
-    plain = drive(replaying(method, schedule, inverted, one), denoiser)
+    _, inverted, plain = alone(name)
     pair = (None, *(part.select(torch.tensor([0, 1])) for part in case(2)[1:]))
     pair = (None, pair[1], pair[2].select(torch.tensor([0, 0])))
     found = {}
@@ -173,10 +196,9 @@ def test_edits_act_on_the_target_alone(name, denoiser, gentle, case, swap, some)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_target_equal_to_its_source_is_its_reconstruction(name, denoiser, gentle, case):
-    method, schedule, one = METHODS[name], gentle(STEPS), case()
-    inverted = drive(inverting(method, schedule, one), denoiser)
-    plain = drive(replaying(method, schedule, inverted, one), denoiser)
+def test_a_target_equal_to_its_source_is_its_reconstruction(name, denoiser, gentle, alone):
+    method, schedule = METHODS[name], gentle(STEPS)
+    one, inverted, plain = alone(name)
 
     class Twins(NoEdit):
         def sources(self, rows):
@@ -203,10 +225,9 @@ SOURCE_ALONE = {"direct", "null-text-parallel"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_edits_control_is_met_before_and_after_every_step(name, denoiser, gentle, case):
-    method, schedule, one = METHODS[name], gentle(STEPS), case()
-    inverted = drive(inverting(method, schedule, one), denoiser)
-    calls = []
+def test_an_edits_control_is_met_before_and_after_every_step(name, denoiser, gentle, alone):
+    method, schedule, calls = METHODS[name], gentle(STEPS), []
+    one, inverted, _ = alone(name)
 
     class Watching(NoEdit):
         def routes(self, step):
@@ -240,23 +261,9 @@ def test_cancelling_ends_it_before_another_query(name, calm, recording, gentle, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_says_how_far_it_is(name, denoiser, gentle, case):
-    method, seen = METHODS[name], []
-    schedule = gentle(STEPS)
-    inverted = drive(inverting(method, schedule, case()), denoiser, listener=seen.append)
-    drive(replaying(method, schedule, inverted, case()), denoiser, listener=seen.append)
-    phases = {notice.phase for notice in seen}
-    assert "sample" in phases
-    assert phases & {"invert", "fit"}
-    for notice in seen:
-        assert isinstance(notice, Progress)
-        assert 0 <= notice.step <= notice.steps
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_runs_in_float32(name, torch_denoiser, gentle, case):
+def test_it_runs_in_float32(name, single, gentle, case):
     method, one = METHODS[name], case(dtype=torch.float32)
-    schedule, denoiser = gentle(STEPS), torch_denoiser(dtype=torch.float32)
+    schedule, denoiser = gentle(STEPS), single
     inverted = drive(inverting(method, schedule, one), denoiser)
     sampled = drive(replaying(method, schedule, inverted, one), denoiser)
     assert sampled.dtype == torch.float32

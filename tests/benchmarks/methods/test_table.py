@@ -44,9 +44,8 @@ def test_the_studies_leave_no_method_out():
 
 
 @pytest.mark.parametrize("method", ["direct", "edit-friendly", "belm", "bdia", "edict"])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_what_is_exact_loses_nothing_on_the_trained_model(engine, scenes, method, scale):
-    row = measure(engine, scenes, Trial(method, method, scale), STEPS)
+def test_what_is_exact_loses_nothing_on_the_trained_model(engine, scenes, method):
+    row = measure(engine, scenes, Trial(method, method, 3.0), STEPS)
     assert row["picture_db"] == pytest.approx(row["vae_db"], abs=0.1)
     assert row["latents_db"] > 60
 
