@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import statistics
@@ -72,6 +73,7 @@ def environment(device: torch.device, command: list[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
         "cuda": torch.version.cuda,
         "versions": {name: _version(name) for name in ("torch", "triton", "xformers")},
     }

@@ -57,7 +57,7 @@ def test_routed_attention_fits_every_gpu_since_ampere(
         "WIDEN": False,
     }
     if columns is None:
-        constants["words"] = None
+        constants |= {"words": None, "gate": None}
     made = compiled(
         routed._kernel, types, constants, capability, num_warps=blocks.warps, num_stages=1
     )

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pivotal_kernels.routed_attention import routed_attention
 from pivotal_kernels.routed_attention.op import routed_attention_op
@@ -70,6 +72,56 @@ def test_strides_are_followed(generator, dtype):
     one, other = (routed_attention(**i.arguments(), impl="triton") for i in (inputs, strided))
     assert torch.equal(one.out, other.out)
     assert torch.equal(one.word_maps, other.word_maps)
+
+
+@pytest.mark.slow
+def test_offsets_beyond_32_bits_are_followed(generator):
+    """Rows that lie 2.4 GB apart in memory that is reserved and hardly touched."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    inputs = inputs_of(generator, columns=2, dtype=torch.float16)
+    far = 1_200_000_000  # elements: two rows on, 32 bits are not enough
+
+    def far_apart(tensor):
+        memory = torch.empty(2 * far + tensor[0].numel(), dtype=tensor.dtype, device=DEVICE)
+        return memory.as_strided(tensor.shape, (far, *tensor.stride()[1:])).copy_(tensor)
+
+    spread = replace(
+        inputs, **{name: far_apart(getattr(inputs, name)) for name in ("query", "key", "value")}
+    )
+    one, other = (routed_attention(**i.arguments(), impl="triton") for i in (inputs, spread))
+    assert torch.equal(one.out, other.out)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 3),
+    heads=st.integers(1, 2),
+    queries=st.integers(1, 100),
+    length=st.integers(1, 200),
+    width=st.integers(1, 160),
+    columns=st.none() | st.integers(1, 20),
+    dtype=st.sampled_from(DTYPES),
+    strided=st.booleans(),
+    gated=st.booleans(),
+)
+def test_any_shape_is_right_to_a_few_roundings(seed, strided, gated, **shape):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = inputs_of(generator, **shape)
+    gate = torch.rand(shape["rows"], generator=generator).round().to(DEVICE) if gated else None
+    given = inputs.strided() if strided else inputs
+    actual = routed_attention(**given.arguments(), gate=gate, impl="triton")
+    exact_gate = None if gate is None else gate.double()
+    sure = inputs.double()
+    exact = routed_attention(**sure.arguments(), gate=exact_gate, impl="reference")
+    sizes = replace(sure, value=sure.value.abs(), mix=sure.mix.abs(), keep=sure.keep.abs())
+    most = routed_attention(**sizes.arguments(), gate=exact_gate, impl="reference")
+    roundings = 8 * torch.finfo(shape["dtype"]).eps
+    for found, expected, size in zip(actual, exact, most, strict=True):
+        if found is not None:
+            assert ((found.double() - expected).abs() <= roundings * size).all()
 
 
 def test_its_memory_is_what_the_next_projection_reads_without_a_copy(generator):
