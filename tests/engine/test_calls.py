@@ -36,12 +36,12 @@ def test_threads_take_turns(engine, inversion):
     expected = engine.edit(inversion, BLUE).pictures[0]
     denoiser = Exclusive(engine.denoiser)
     shared = pivotal.Engine(engine.model, denoiser)  # fresh: its first edit probes as well
-    results = [None] * 4
+    results = [None] * 2
 
     def work(index):
         results[index] = shared.edit(inversion, BLUE).pictures[0]
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -152,7 +152,7 @@ def test_a_short_call_does_not_wait_for_all_of_a_long_one(engine, inversion):
     ended, begun = [], threading.Event()
 
     def long():
-        engine.generate(PROMPT, num_inference_steps=25, on_progress=lambda notice: begun.set())
+        engine.generate(PROMPT, num_inference_steps=12, on_progress=lambda notice: begun.set())
         ended.append("long")
 
     thread = threading.Thread(target=long)

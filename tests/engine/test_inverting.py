@@ -16,11 +16,11 @@ STEPS = 4
 
 def test_reconstruction_at_guidance_1_nears_the_round_trip_as_steps_grow(engine, picture):
     distances = []
-    for steps in (6, 15, 36):
+    for steps in (8, 28):
         inversion = engine.invert(picture, PROMPT, method="ddim", num_inference_steps=steps)
         found = engine.reconstruct(inversion, guidance_scale=1.0)
         distances.append(np.square(found.picture.astype(float) - found.round_trip).mean())
-    assert distances[0] > distances[1] > distances[2]
+    assert distances[0] > 2 * distances[1]
 
 
 def test_null_text_reconstructs_better_under_guidance_than_ddim(engine, picture, inversion):
