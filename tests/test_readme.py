@@ -16,6 +16,7 @@ from PIL import Image
 from typer.main import get_command
 
 from pivotal.cli import app, main
+from pivotal.inversion.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -158,3 +159,9 @@ def test_every_option_and_command_named_in_the_text_exists():
 def test_every_room_exists():
     for path in re.findall(r"`((?:engine|kernels|benchmarks)/[\w/.]+)`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_every_method_is_in_the_table_with_its_paper():
+    for method in METHODS.values():
+        facts = (f"`{method.name}`", method.title, method.paper, method.rows, method.stores)
+        assert f"| {' | '.join(facts)} |" in README
