@@ -29,7 +29,7 @@ PICTURES = [
         "file": "cat.png",
         "prompt": "a cat on a beige background",
         "target": "a cat on a white background",
-        "edit": {"cross_replace_steps": 1.0, "self_replace_steps": 0.9},
+        "edit": {"self_replace_steps": 0.9, "blend": "auto"},
     },
 ]
 LICENCES = """scene.png
