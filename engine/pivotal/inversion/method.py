@@ -94,9 +94,12 @@ def _read(kind: Any, name: str, value: Any) -> Any:
         raise ValueError(f"option {name}={value!r} is not {kind}")
     try:
         number = reader(value)
+        finite = math.isfinite(number)
     except (TypeError, ValueError):
         raise ValueError(f"option {name}={value!r} is not {kind}") from None
-    if not math.isfinite(number):
+    except OverflowError:  # a whole number beyond any float
+        finite = False
+    if not finite:
         raise ValueError(f"option {name}={value!r} is not finite")
     return number
 
