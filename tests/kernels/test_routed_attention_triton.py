@@ -147,6 +147,17 @@ def test_a_closed_row_never_reads_its_donor(generator):
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("stranger", [-1, 3, 2**40])
+def test_a_donor_outside_the_batch_is_not_read_but_shows(generator, stranger):
+    inputs = inputs_of(generator, length=20, columns=2)
+    lost = replace(inputs, donors=inputs.donors.clone())
+    lost.donors[1] = stranger
+    found, sure = (routed_attention(**i.arguments(), impl="triton") for i in (lost, inputs))
+    for one, other in zip(found, sure, strict=True):
+        assert one[1].isnan().all()
+        assert torch.equal(one[::2], other[::2])
+
+
 def test_identity_routes_are_plain_attention(generator):
     inputs = inputs_of(generator, identity=True)
     out = routed_attention(**inputs.arguments(), impl="triton").out

@@ -66,7 +66,8 @@ def routed_attention(
     impl: "reference" makes the maps; "sdpa" and "xformers" are two fused attentions; "triton" is
     one kernel. "auto" takes the first of `PREFERENCE` that fits, settled and logged once for each
     device, dtype and head size; a named one never falls back. All have gradients with respect to
-    every floating input; Triton's are those of "sdpa", run again.
+    every floating input; Triton's are those of "sdpa", run again. A donor outside the batch makes
+    Triton's row NaN (looking first would stop the device); the others index as torch does.
 
     Raises ValueError for shapes that do not fit, an unknown impl, or one that can't serve these
     inputs, with the reasons.

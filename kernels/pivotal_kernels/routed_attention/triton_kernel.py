@@ -2,7 +2,8 @@
 
 A program holds one block of queries of one row and head, forms the edited map `A_d mix + A
 diag(keep)` a block of keys at a time in registers, and applies it to values and word columns. Maps
-never reach memory. A row whose gate is 0 never reads its donor.
+never reach memory. A row whose gate is 0 never reads its donor. A row whose donor is not in the
+batch becomes NaN.
 """
 
 # Triton compiles these functions from their source; pointers and tiles have no Python types.
@@ -84,7 +85,7 @@ def routed_attention_triton(
             *query.stride(), *key.stride(), *value.stride(), donors.stride(0), *mix.stride(),
             *keep.stride(), 0 if gate is None else gate.stride(0),
             *((0, 0, 0) if words is None else words.stride()), *out.stride(),
-            heads, queries, length, width, columns, scale * log2(e),
+            rows, heads, queries, length, width, columns, scale * log2(e),
             BLOCK_N=blocks.queries, BLOCK_L=blocks.keys, BLOCK_D=blocks.width,
             BLOCK_K=blocks.columns, KEY_BLOCKS=triton.cdiv(length, blocks.keys),
             WIDEN=value.dtype == torch.bfloat16 and interpreted(),
@@ -176,7 +177,7 @@ def _kernel(
     donors_stride_b, mix_stride_b, mix_stride_d, mix_stride_l, keep_stride_b, keep_stride_l,
     gate_stride_b, words_stride_b, words_stride_l, words_stride_k,
     out_stride_b, out_stride_h, out_stride_n, out_stride_d,
-    heads, queries, length, width, columns, log2_scale,
+    rows, heads, queries, length, width, columns, log2_scale,
     BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     KEY_BLOCKS: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -200,9 +201,12 @@ def _kernel(
     )  # [BLOCK_N, BLOCK_D]
     keys = key + row * key_stride_b + head * key_stride_h
     donor = row
+    known = row >= 0
     donor_queried = queried
     if opened != 0:
         donor = tl.load(donors + row * donors_stride_b).to(tl.int64)
+        known = (donor >= 0) & (donor < rows)
+        donor = tl.where(known, donor, row)  # never read beyond the batch
         donor_queried = tl.load(
             query + donor * query_stride_b + head * query_stride_h + tile, mask=inside, other=0.0
         )
@@ -279,6 +283,7 @@ def _kernel(
             ).to(dtype)  # [BLOCK_L, BLOCK_K]
             word_attention += _product(edited.to(dtype), chosen, WIDEN)
 
+    attended = tl.where(known, attended, float("nan"))
     tl.store(
         out
         + row * out_stride_b
@@ -292,6 +297,6 @@ def _kernel(
         ks = tl.arange(0, BLOCK_K).to(tl.int64)
         tl.store(
             maps + ((row * heads + head) * queries + places[:, None]) * columns + ks[None, :],
-            word_attention,
+            tl.where(known, word_attention, float("nan")),
             mask=(places[:, None] < queries) & (ks[None, :] < columns),
         )
