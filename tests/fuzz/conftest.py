@@ -75,6 +75,7 @@ def only(tmp_path):
 
     def write(name, data):
         path = tmp_path / name
+        path.unlink(missing_ok=True)
         path.write_bytes(data)
         written.append(name)
         return path
