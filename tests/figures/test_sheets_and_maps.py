@@ -106,6 +106,12 @@ def test_rows_hold_their_panels_in_order_and_wrap_at_the_columns():
     assert two[2][0] > two[0][1]
 
 
+@pytest.mark.parametrize(("count", "wide"), [(5, 5), (6, 6), (7, 4), (9, 5), (12, 6), (13, 5)])
+def test_no_panel_is_left_alone_on_a_line(count, wide):
+    sheet = contact_sheet([Row("r", [Panel("", block())] * count)], columns=6)
+    assert sheet.shape[1] == 2 * MARGIN + wide * (256 + GAP) - GAP
+
+
 def test_pictures_of_a_row_stand_on_one_line_whatever_their_titles():
     panels = [Panel("long title " * 9, block()), Panel("", block(32, 64, (0, 250, 0)))]
     sheet = contact_sheet(panels)

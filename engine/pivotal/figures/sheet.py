@@ -64,8 +64,8 @@ def contact_sheet(
 
     Each picture fits a square of `side` pixels: small ones grow by a whole factor without
     smoothing, large ones shrink (Lanczos). A row of more panels than `columns` (None: the longest
-    row, loose panels at most 6) goes on in a further line. Text wraps and never leaves its
-    column. Raises ValueError for an empty sheet and for unusable numbers or pixels.
+    row, loose panels at most 6) goes on in further lines, evenly filled. Text wraps and never
+    leaves its column. Raises ValueError for an empty sheet and for unusable numbers or pixels.
     """
     rows = _as_rows(content)
     if side < 16:
@@ -75,6 +75,7 @@ def contact_sheet(
         columns = longest if isinstance(content[0], Row) else min(longest, 6)
     if columns < 1:
         raise ValueError(f"{columns} columns can't hold a panel: give at least 1")
+    columns = max(_balanced(len(row.panels), columns) for row in rows)
     inside = max(columns * (side + GAP) - GAP, _MIN_CONTENT)
     strips = [blank_strip(inside, MARGIN)]
     if title:
@@ -94,6 +95,12 @@ def contact_sheet(
         strips += [_text(footer, SMALL, MUTED, inside)]
     strips += [blank_strip(inside, MARGIN - GAP // 2)]
     return np.concatenate([np.asarray(strip) for strip in strips])
+
+
+def _balanced(panels: int, columns: int) -> int:
+    """Panels a line: as few lines as `columns` allows, and no single panel left over for one."""
+    lines = -(-panels // columns)
+    return -(-panels // lines)
 
 
 def _as_rows(content: Sequence[Row] | Sequence[Panel]) -> list[Row]:
