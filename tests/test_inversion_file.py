@@ -268,7 +268,8 @@ def test_a_part_that_is_missing_is_named(file, name):
         ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.float16)}, "float16"),
         ({"noise": torch.full((1, 4, 8, 8), float("nan"))}, "noise holds NaN"),
         ({"stored.null_embeddings": torch.full((1, 2), float("inf"))}, "null_embeddings holds NaN"),
-        ({"stored.odd": torch.zeros(1, 2, dtype=torch.float8_e8m0fnu)}, "odd is torch.float8"),
+        ({"stored.odd": torch.zeros(1, 2, dtype=torch.float8_e8m0fnu)}, "F8_E8M0"),
+        ({"stored.odd": torch.zeros(1, 2, dtype=torch.int16)}, "odd is torch.int16"),
         ({"stored.odd": torch.zeros(2, 2)}, "odd is torch.float32 [2, 2]"),
         ({"stored.odd": torch.zeros(())}, "odd is torch.float32 []"),
         ({"picture": torch.zeros(32, 32, 4, dtype=torch.uint8)}, "picture"),
@@ -290,6 +291,39 @@ def test_a_document_that_is_no_document_is_refused(file):
         save_file(kept, file, metadata={"pivotal": text})
         said = refusal(file)
         assert said is not None
+        assert "\n" not in said
+
+
+def test_a_file_that_shrinks_after_it_was_read_changes_nothing(inversion, file):
+    again = read_inversion(file)
+    file.write_bytes(b"")  # in place: what is mapped would be gone
+    assert np.array_equal(again.picture.pixels, inversion.picture.pixels)
+    assert torch.equal(again.inverted.noise, inversion.inverted.noise)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"[]",
+        b"3",
+        b"{",
+        b"[" * 100_000,
+        b'{"a": 1}',
+        b'{"a": {"data_offsets": [0]}}',
+        b'{"a": {"data_offsets": [0, "x"]}, "b": {"data_offsets": [0, 1]}}',
+        b'{"a": {"data_offsets": [0, 1e999]}}',
+        b'{"__metadata__": []}',
+        b'{"__metadata__": {"pivotal": 3}}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_header_that_is_none_is_refused(tmp_path, header):
+    path = tmp_path / "bad.safetensors"
+    for length in (len(header), 2**63):
+        path.write_bytes(length.to_bytes(8, "little") + header)
+        said = refusal(path)
+        assert "bad.safetensors" in said
         assert "\n" not in said
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .code_version import code_version
-from .errors import InversionFileError, OutputError
+from .errors import InversionFileError, MissingInversionError, OutputError
 from .inversion_file import Inversion, read_document, read_inversion, write_inversion
 
 logger = logging.getLogger(__name__)
@@ -129,9 +129,10 @@ class InversionCache:
         path = self._path(key)
         try:
             inversion = read_inversion(path)
+        except MissingInversionError:
+            return None
         except InversionFileError as error:
-            if path.exists():
-                self._drop(path, str(error))
+            self._drop(path, str(error))
             return None
         if self.key_of(inversion) != key:
             self._drop(path, "its content belongs under another key")
@@ -171,9 +172,10 @@ class InversionCache:
         for path, status in self._files():
             try:
                 document = read_document(path)
+            except MissingInversionError:  # removed by another process
+                continue
             except InversionFileError as error:
-                if path.exists():
-                    self._drop(path, str(error))
+                self._drop(path, str(error))
                 continue
             names = ("prompt", "method", "model", "num_inference_steps")
             found.append(

@@ -32,6 +32,10 @@ class InversionFileError(PivotalError):
     """An inversion file is damaged, from another model, or from a newer schema."""
 
 
+class MissingInversionError(InversionFileError):
+    """There is no inversion file of that name."""
+
+
 class OutputError(PivotalError):
     """A result could not be written; nothing half-written is left behind."""
 

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from . import __version__
-from .errors import InversionFileError
+from .errors import InversionFileError, MissingInversionError
 from .images import Fitted, write_atomically
 from .inversion.base import Inverted
 from .inversion_document import SCHEMA, check_document, fitted
 
 __all__ = ["SCHEMA", "Inversion", "read_document", "read_inversion", "write_inversion"]
 
+_MAX_HEADER = 100_000_000  # bytes, as safetensors itself has it
 _STORED = "stored."  # prefix of the tensors that the method's replay asked for
 _DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
@@ -100,7 +102,9 @@ def write_inversion(inversion: Inversion, path: str | Path) -> None:
 def read_inversion(path: str | Path) -> Inversion:
     """Raises InversionFileError for a file that is damaged, no inversion, or of a newer schema.
 
-    From schema 2 on, any changed bit of the tensors or the document is damage.
+    From schema 2 on, any changed bit of the tensors or the document is damage. Nothing that is
+    returned depends on the file any more: it is read, not mapped, as a mapped file that is cut
+    afterwards would end the process.
     """
     document, tensors = _read(path, with_tensors=True)
     try:
@@ -118,24 +122,31 @@ def read_document(path: str | Path) -> dict[str, Any]:
 
 def _read(path: str | Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        if not Path(path).is_file():  # a pipe would be waited on for ever
-            what = "is not a file" if Path(path).exists() else "does not exist"
-            raise InversionFileError(f"the inversion file {str(path)!r} {what}")
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            names = file.keys() if with_tensors else ()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited on for ever
+            raise InversionFileError(f"the inversion file {str(path)!r} is not a file")
+        with Path(path).open("rb") as file:
+            document = _document(file, path)
+            file.seek(0)
+            return document, load(file.read()) if with_tensors else {}
+    except FileNotFoundError:
+        raise MissingInversionError(f"the inversion file {str(path)!r} does not exist") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
         raise InversionFileError(
             f"{str(path)!r} can't be read as an inversion: it is damaged, cut short or of another "
-            f"kind ({error}); invert the image again"
+            f"kind ({reason}); invert the image again"
         ) from None
-    if "pivotal" not in header:
+
+
+def _document(file: BinaryIO, path: str | Path) -> dict[str, Any]:
+    """The checked document in an open file. Raises ValueError for what is no safetensors file."""
+    metadata = _metadata(file)
+    if "pivotal" not in metadata:
         raise InversionFileError(
             f"{str(path)!r} is a safetensors file but no inversion; `pivotal invert` makes one"
         )
     try:
-        document = json.loads(header["pivotal"])
+        document = json.loads(metadata["pivotal"])
         schema = document["schema"]
         if isinstance(schema, int) and schema > SCHEMA:
             raise InversionFileError(
@@ -145,7 +156,26 @@ def _read(path: str | Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict
         check_document(document)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise _garbled(path, error) from None
-    return document, tensors
+    return dict(document)
+
+
+def _metadata(file: BinaryIO) -> Mapping[str, Any]:
+    """The metadata in a safetensors header. Raises ValueError where the file is not as long as the
+    header says.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, _MAX_HEADER):
+        raise ValueError("its header is cut")
+    try:
+        entries = json.loads(file.read(length))
+        metadata = entries.pop("__metadata__", {})
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (AttributeError, IndexError, KeyError, TypeError, RecursionError):
+        raise ValueError("its header is no safetensors header") from None
+    if end != size - 8 - length or not isinstance(metadata, dict):
+        raise ValueError("its length is not what its header says")
+    return metadata
 
 
 def _garbled(path: str | Path, error: Exception) -> InversionFileError:
