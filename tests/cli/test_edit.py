@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pivotal.cli.frames import MAX_FRAMES, shown_steps
+from pivotal.cli.frames import MAX_FRAMES, Frames, shown_steps
 
 PROMPT = "a red circle on a gray background"
 TARGET = "a blue circle on a gray background"
@@ -153,3 +154,14 @@ def test_mutual_self_attention_touches_what_it_says(edit):
     record = json.loads(edit("--mutual-from-step", 1, "--json").stdout)
     assert record["edit"]["mutual"]["start_step"] == 1
     assert record["touched"]["controls"]["mutual"]["steps"] == 3
+
+
+def test_each_picture_has_the_steps_of_its_own_row_and_batch():
+    frames = Frames(edits=True)
+    for batch, rows in ((0, 3), (10, 2)):  # more targets than one batch takes
+        for step in range(4):
+            latents = torch.arange(rows).reshape(rows, 1, 1, 1) + batch + 100 * step
+            assert frames(None, step, 0.0, {"latents": latents}) == {}
+    ways = [[int(each) for each in way] for way in frames.trajectories()]
+    assert ways == [[1 + 100 * s for s in range(4)], [2 + 100 * s for s in range(4)],
+                    [11 + 100 * s for s in range(4)]]  # fmt: skip

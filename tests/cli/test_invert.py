@@ -111,3 +111,15 @@ def test_reconstruct_writes_the_picture_and_says_what_was_lost(pivotal, home):
     with Image.open(home / record["outputs"]["picture"]) as picture:
         assert picture.size == (96, 96)  # the centre crop, at the photograph's own scale
         assert json.loads(picture.text["pivotal"])["method"] == "ddim"
+
+
+def test_a_seed_decides_what_a_method_draws(pivotal, home):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        done = pivotal(
+            "invert", "photo.png", "--prompt", PROMPT, "--method", "edit-friendly", "--steps", 2,
+            "--seed", seed, "--no-cache", "--quiet", "-o", f"{name}.safetensors", cwd=home,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    a, b, c = (read_inversion(home / f"{name}.safetensors").inverted.noise for name in "abc")
+    assert a.equal(b)
+    assert not a.equal(c)
