@@ -18,7 +18,12 @@ from rich.progress import Progress as Bar
 
 from .query import Progress
 
-_TITLES = {"invert": "inverting", "fit": "fitting null embeddings", "sample": "sampling", "decode": "drawing the frames"}
+_TITLES = {
+    "invert": "inverting",
+    "fit": "fitting null embeddings",
+    "sample": "sampling",
+    "decode": "drawing the frames",
+}
 
 
 class ProgressBar:
