@@ -63,14 +63,15 @@ def k_euler() -> list[Trial]:
             given: dict[str, Any] = {"derivative_at": where, "heun": heun}
             label = f"derivative at {where}{', Heun' if heun else ''}"
             found.append(Trial(label, "k-euler", 1.0, given))
-    for where in ("source", "destination"):
+    for heun in (False, True):
         for grid in ("linear", "karras"):
-            given = {"derivative_at": where, "grid": grid}
-            found.append(Trial(f"derivative at {where}, {grid}", "k-euler", 1.0, given))
+            given = {"derivative_at": "source", "heun": heun, "grid": grid}
+            label = f"derivative at source{', Heun' if heun else ''}, {grid}"
+            found.append(Trial(label, "k-euler", 1.0, given))
     for count in (100, 200, 1000):
-        given = {"invert_steps": count}
+        given = {"invert_steps": count, "heun": False}
         found.append(Trial(f"{count} steps up", "k-euler", 1.0, given))
-    empty: dict[str, Any] = {"guidance_scale": 0.0}
+    empty: dict[str, Any] = {"guidance_scale": 0.0, "heun": False}
     found.append(Trial("empty prompt", "k-euler", 0.0, empty))
     found.append(
         Trial("empty prompt, 1000 steps up", "k-euler", 0.0, {**empty, "invert_steps": 1000})

@@ -26,6 +26,7 @@ FEWER = {
     "null-text-ablation": {"iterations": 1},
     "edit-friendly": {"skip": 0.0},
     "finite-difference": {"refine_skip": 0.0, "refine_iterations": 2, "gradient": "exact"},
+    "newton-raphson": {"iterations": 2, "through_network": True},
     "renoise": {"regularisation_steps": 1, "divergence_weight": 1e-6},
 }
 

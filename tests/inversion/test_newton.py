@@ -58,7 +58,7 @@ def test_one_iteration_is_ddim_inversion(torch_denoiser, gentle, case, there):
 
 @pytest.mark.parametrize("through", [True, False])
 def test_the_first_step_comes_nearer_to_the_root(calm, gentle, case, there, through):
-    options = NewtonOptions(iterations=3, through_network=through)
+    options = NewtonOptions(iterations=3, through_network=through, prior_weight=0.0)
     found = there(newton, calm(), gentle(8), case(2), options).diagnostics["residuals"]
     assert (found.amin(dim=-1) < 0.9 * found[:, :, 0]).float().mean() > 0.7
 
@@ -66,7 +66,7 @@ def test_the_first_step_comes_nearer_to_the_root(calm, gentle, case, there, thro
 def test_it_reconstructs_better_than_ddim(calm, gentle, case, there, back, rms):
     two, schedule, errors = case(2), gentle(STEPS), []
     for iterations in (1, 8):
-        options = NewtonOptions(iterations=iterations, through_network=False)
+        options = NewtonOptions(iterations=iterations, prior_weight=0.0)
         inverted = there(newton, calm(), schedule, two, options)
         again = back(newton, calm(), schedule, inverted, two, 1.0, options)
         errors.append(rms(again - two[0]))
@@ -85,11 +85,14 @@ def test_a_strong_prior_stays_with_the_noising_distributions_mean(
     assert strayed[1] > strayed[0]
 
 
-def test_the_cost_is_what_the_registry_says(torch_denoiser, gentle, case, there):
-    denoiser = torch_denoiser()
-    there(newton, denoiser, gentle(STEPS), case(2), NewtonOptions(iterations=3))
-    assert denoiser.rows_forward == 2 * STEPS * (2 * 3 - 1)
-    assert denoiser.rows_backward == 2 * STEPS * 2
+@pytest.mark.parametrize(("through", "forward", "backward"), [(False, 3, 0), (True, 5, 2)])
+def test_the_cost_is_what_the_registry_says(
+    torch_denoiser, gentle, case, there, through, forward, backward
+):
+    denoiser, options = torch_denoiser(), NewtonOptions(iterations=3, through_network=through)
+    there(newton, denoiser, gentle(STEPS), case(2), options)
+    assert denoiser.rows_forward == 2 * STEPS * forward
+    assert denoiser.rows_backward == 2 * STEPS * backward
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,15 @@ class NewtonOptions:
     prior_weight: of the step's own noising distribution, N(sqrt(ab_high / ab_low) z_low, 1 -
     ab_high / ab_low), against the residual; the paper's guidance, 0 for none. smallest_gradient:
     elements of the gradient nearer to 0 are taken as this large, or the update, which divides by
-    them, explodes. through_network: False takes the network as constant in the gradient, as the
-    authors' code does. guidance_scale: of the step that is inverted.
+    them, explodes. through_network: with the network's part of the gradient, which the authors'
+    code leaves out and which on a trained model bought nothing (benchmarks/methods).
+    guidance_scale: of the step that is inverted.
     """
 
     iterations: int = 3
-    prior_weight: float = 0.0
+    prior_weight: float = 0.1
     smallest_gradient: float = 0.5
-    through_network: bool = True
+    through_network: bool = False
     guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -53,8 +54,8 @@ def invert(
     null: Conditioning,
     options: NewtonOptions,
 ) -> Algorithm[Inverted]:
-    """Latents [B, C, h, w] float32 to noise; `iterations` UNet rows each step and image, and as
-    many less one forward and backward through the network.
+    """Latents [B, C, h, w] float32 to noise; `iterations` UNet rows each step and image, and
+    through the network as many less one more, forward and backward.
 
     Diagnostics: `residuals` [B, steps, iterations], root mean squares, clean to noisy.
     """
