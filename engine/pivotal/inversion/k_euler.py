@@ -31,8 +31,8 @@ class KEulerOptions:
 
     heun: a second derivative, at the upper end, is averaged with the first. The defaults came
     nearest on a trained model; of one evaluation a step, "mean" did (benchmarks/methods). grid: of
-    both ways. invert_steps: of the way up, the sampler's count if None. guidance_scale: of the way up; 0 asks
-    the empty prompt alone, as the first author did.
+    both ways. invert_steps: of the way up, the sampler's count if None. guidance_scale: of the way
+    up; 0 asks the empty prompt alone, as the first author did.
     """
 
     derivative_at: Literal["source", "destination", "mean"] = "source"
