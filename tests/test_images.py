@@ -687,6 +687,11 @@ def test_settings_of_another_program_are_none_and_damaged_ones_refused(tmp_path)
         images.read_settings(tmp_path / "text.png")
     with pytest.raises(ValueError, match=r"gone\.png' can't be opened"):
         images.read_settings(tmp_path / "gone.png")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe' can't be opened: it is not a file"):
+        images.read_settings(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="at most 64 million"):
+        images.read_settings(png(9000, 9000, 8, 2, b"\0" * 1000))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])

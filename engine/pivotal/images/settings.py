@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from .refusals import quoted
+from .refusals import Unreadable, check_extent, quoted
 
 SETTINGS = "pivotal"
 """The one key under which a picture carries its settings, as JSON."""
@@ -47,13 +47,18 @@ def read_settings(source: str | Path | bytes) -> dict[str, Any] | None:
     """
     name = "the image given as bytes" if isinstance(source, bytes) else quoted(source)
     try:
+        if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
+            raise ValueError("it is not a file")  # a pipe would be waited on for ever
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{name} can't be opened: {reason}") from error
     try:
         with Image.open(BytesIO(data), formats=_CARRIERS) as image:
+            check_extent((image.height, image.width), name)
             text = _carried(image)
+    except Unreadable:
+        raise
     except Exception as error:  # a decoder may raise anything on malformed bytes
         raise ValueError(
             f"{name} carries no settings: it is damaged, or no {', '.join(_CARRIERS)}"
