@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 demo: setup
 	$(BIN)/pivotal demo --output out/demo --force
 
+# One process a core, one thread each: the networks are too small to share out.
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
