@@ -3,6 +3,7 @@ import torch
 
 from pivotal.inversion import ddim, newton
 from pivotal.inversion.newton import NewtonOptions
+from pivotal.query import Denoise, Noise
 
 STEPS = 4
 
@@ -106,3 +107,14 @@ def test_the_cost_is_what_the_registry_says(
 def test_impossible_options_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         NewtonOptions(**options)
+
+
+def test_what_is_not_a_number_is_not_hidden(gentle, case, there):
+    class Broken:
+        name, answers = "broken", frozenset({Denoise})
+
+        def answer(self, query):
+            eps = torch.full_like(query.latents, torch.nan)
+            return Noise(eps, eps)
+
+    assert there(newton, Broken(), gentle(STEPS), case(), NewtonOptions()).noise.isnan().all()

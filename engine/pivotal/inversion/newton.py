@@ -99,7 +99,7 @@ def solve(
         prior = weight * strayed.square() / (2 * variance)
         value = (residual.abs() + prior).mean(dim=(1, 2, 3))  # F / D
         residuals.append(residual.square().mean(dim=(1, 2, 3)).sqrt())
-        better = value < lowest
+        better = ~(value >= lowest)  # the first one always; what isn't a number is not hidden
         best = torch.where(better[:, None, None, None], mapped, best)
         lowest = torch.where(better, value, lowest)
         if iteration + 1 == options.iterations:
