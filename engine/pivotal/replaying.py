@@ -190,7 +190,9 @@ def _control(runner: Runner, inversion: Inversion, edits: Sequence[Edit]) -> Pro
         runner.model.text.tokens(prompt)
         for prompt in (inversion.prompt, *(edit.target for edit in edits))
     )
-    return PromptToPrompt(source, targets, edits, inversion.num_inference_steps, runner.layers)
+    method, steps = method_named(inversion.method), inversion.num_inference_steps
+    first_step = method.first_step(method.options_from(inversion.options), steps)
+    return PromptToPrompt(source, targets, edits, steps, runner.layers, first_step)
 
 
 def _edited(

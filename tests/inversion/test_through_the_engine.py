@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from pivotal.editing.edit import Edit
 from pivotal.editing.masactrl import MutualSelfAttention
 from pivotal.engine import Engine
+from pivotal.errors import EditWithoutEffectError
 from pivotal.inversion_file import read_inversion, write_inversion
 
 PROMPT, TARGET = "a red circle on a gray background", "a blue circle on a gray background"
@@ -46,3 +48,21 @@ def test_an_inversion_edits_the_same_from_its_file(engine, picture, name, tmp_pa
     assert np.array_equal(edited.pictures[0], from_file.pictures[0])
     assert edited.touched[0]["mutual"].steps == 1
     assert not np.array_equal(edited.pictures[0], edited.source.picture)
+
+
+def test_an_edit_is_judged_by_the_steps_that_are_replayed(engine, picture):
+    """Edit-friendly leaves the noisiest third out: what acts only there acts nowhere."""
+    inversion = engine.invert(picture, PROMPT, method="edit-friendly", num_inference_steps=5)
+    early = Edit(TARGET, cross_replace_steps=0.2, self_replace_steps=0.2)
+    with pytest.raises(EditWithoutEffectError, match="the 4 steps, of 5, that the replay runs"):
+        engine.edit(inversion, early)
+    weighted = Edit(PROMPT, cross_replace_steps={"red": 0.2}, weights={"red": 5.0})
+    with pytest.raises(EditWithoutEffectError, match="weights"):
+        engine.edit(inversion, weighted)
+    half = Edit(
+        TARGET, cross_replace_steps=0.4, self_replace_steps=0.6, blend=("circle",),
+        blend_start=0.0, mutual=MutualSelfAttention(start_step=0),
+    )  # fmt: skip
+    touched = engine.edit(inversion, half).touched[0]
+    steps = {name: reached.steps for name, reached in touched.items()}
+    assert steps == {"cross": 1, "self": 2, "blend": 4, "mutual": 4}

@@ -38,8 +38,9 @@ class MutualSelfAttention:
             start = count * _PAPERS_LAYER // _PAPERS_LAYERS
         return range(min(start, count), count)
 
-    def steps(self, steps: int) -> range:
-        return range(min(self.start_step, steps), steps)
+    def steps(self, steps: int, first_step: int = 0) -> range:
+        """The routed ones of so many, of which the replay runs those from `first_step` on."""
+        return range(min(max(self.start_step, first_step), steps), steps)
 
 
 def with_mutual(

@@ -6,7 +6,7 @@ Hertz et al. 2022, "Prompt-to-Prompt Image Editing with Cross Attention Control"
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,8 +34,10 @@ class Touched:
 class PromptToPrompt:
     """The control of one replay of [source, targets..]; it holds the maps summed so far.
 
-    source, targets: tokens, one target for each edit. steps: of the schedule. Raises ValueError for
-    words that are not there, EditWithoutEffectError if an edit would touch no layer or no step.
+    source, targets: tokens, one target for each edit. steps: of the schedule; windows are shares of
+    them all. first_step: where the replay starts; what acts only before it acts at no step. Raises
+    ValueError for words that are not there, EditWithoutEffectError if an edit would touch no layer
+    or no step.
     """
 
     def __init__(
@@ -45,20 +47,22 @@ class PromptToPrompt:
         edits: Sequence[Edit],
         steps: int,
         layers: Layers,
+        first_step: int = 0,
     ) -> None:
         if not edits:
             raise ValueError("edits are empty; at least one target is expected")
         self.steps = steps
         self.layers = layers
+        self.first_step = first_step
         self.plans = [
-            plan_target(source, target, edit, steps)
+            _from_step(first_step, plan_target(source, target, edit, steps))
             for target, edit in zip(targets, edits, strict=True)
         ]
         self.columns = word_columns(self.plans)
         self.maps: Tensor | None = None  # [1 + T, K, mh, mw], summed over the steps so far
         self.masks: Tensor | None = None  # [T, h, w] bool, of the last blended step
         for plan in self.plans:
-            _require_effect(plan, steps, layers)
+            _require_effect(plan, steps, layers, first_step)
 
     def routes(self, step: int) -> AttentionRoutes:
         return routes_at(step, self.plans, self.columns, self.layers)
@@ -99,12 +103,14 @@ class PromptToPrompt:
             "self": Touched(self_layers if plan.self_steps else 0, len(plan.self_steps)),
         }
         if plan.blend_columns[0].any():
-            reached["blend"] = Touched(1, self.steps - _blend_start(edit, self.steps))
+            start = max(_blend_start(edit, self.steps), self.first_step)
+            reached["blend"] = Touched(1, self.steps - start)
         if edit.mutual is not None:
             shared = edit.mutual.layers(len(self.layers.self_downscales))
-            reached["mutual"] = Touched(len(shared), len(edit.mutual.steps(self.steps)))
+            during = edit.mutual.steps(self.steps, self.first_step)
+            reached["mutual"] = Touched(len(shared), len(during))
         if edit.mask is not None:
-            reached["mask"] = Touched(1, self.steps)
+            reached["mask"] = Touched(1, self.steps - self.first_step)
         return reached
 
     def _mask(
@@ -132,22 +138,33 @@ def _blend_start(edit: Edit, steps: int) -> int:
     return int(edit.blend_start * steps + 1e-9)
 
 
-def _require_effect(plan: TargetPlan, steps: int, layers: Layers) -> None:
+def _from_step(first: int, plan: TargetPlan) -> TargetPlan:
+    """A plan without what would act before the first step that runs."""
+    windows = plan.windows.clone()
+    windows[:first] = 0
+    during = range(max(plan.self_steps.start, first), plan.self_steps.stop)
+    return replace(plan, windows=windows, self_steps=during)
+
+
+def _require_effect(plan: TargetPlan, steps: int, layers: Layers, first_step: int) -> None:
     """Refuse, before anything runs, an edit that would silently do nothing."""
+    during = f"{steps} steps"
+    if first_step:
+        during = f"the {steps - first_step} steps, of {steps}, that the replay runs"
     crossed = bool(plan.windows.any()) and len(layers.cross_downscales) > 0
     injects = len(plan.self_steps) > 0 and len(injected(layers)) > 0
     target = plan.edit.target
     mutual = plan.edit.mutual
     if mutual is not None and not (
-        mutual.layers(len(layers.self_downscales)) and mutual.steps(steps)
+        mutual.layers(len(layers.self_downscales)) and mutual.steps(steps, first_step)
     ):
         raise EditWithoutEffectError(
-            f"{mutual} of the edit to {target!r} leaves none of {steps} steps and "
+            f"{mutual} of the edit to {target!r} leaves none of {during} and "
             f"{len(layers.self_downscales)} layers; start earlier"
         )
     if not crossed and not injects and mutual is None:
         raise EditWithoutEffectError(
-            f"the edit to {target!r} touches no layer at any of {steps} steps; widen "
+            f"the edit to {target!r} touches no layer at any of {during}; widen "
             "cross_replace_steps or self_replace_steps"
         )
     if (plan.weights[~plan.windows.any(dim=0)] != 1).any():

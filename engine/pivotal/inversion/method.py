@@ -36,6 +36,8 @@ class Method:
     needs: frozenset[type]  # the query types it asks
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name to its shape, less B
     fits_guidance: bool = False  # its options hold the guidance scale it is fitted for
+    # Of typed options and the schedule's steps: the first step that `replay` runs.
+    first_step: Callable[[Any, int], int] = lambda options, steps: 0
 
     def check(self, inverted: Inverted, steps: int, conditioning: Conditioning) -> None:
         """Raise InversionFileError unless what is stored is what this method's replay needs.

@@ -243,6 +243,7 @@ METHODS: Mapping[str, Method] = {
             needs=frozenset({Denoise}),
             stored={"start": ("latents",), "noise_maps": ("steps", "latents")},
             fits_guidance=True,
+            first_step=edit_friendly.EditFriendlyOptions.skipped,
         ),
     )
 }
