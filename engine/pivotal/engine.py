@@ -30,6 +30,8 @@ CallbackOnStepEnd = Callable[["Engine", int, float, dict[str, Tensor]], Mapping[
 """As diffusers': (engine, step, timestep, {"latents": latents}) to a dict, which may hold changed
 latents of the same shape [R, C, h, w]."""
 
+_ROWS_AT_ONCE = 8  # in one UNet batch, which is what takes memory
+
 
 class Engine:
     """A model on a device, ready to answer. Calls from several threads take turns, step by step.
@@ -109,7 +111,7 @@ class Engine:
         )
         watch = Watch(on_progress, None, cancellation)
         (outcome,) = inverting.invert_many(
-            self._runner, self.cache, [image], [prompt], settings, watch
+            self._runner, self.cache, [image], [prompt], settings, watch, _ROWS_AT_ONCE
         )
         if isinstance(outcome, Exception):
             raise outcome
@@ -126,7 +128,7 @@ class Engine:
         options: Mapping[str, Any] | None = None,
         size: tuple[int, int] | None = None,
         policy: FitPolicy = "crop",
-        max_rows: int | None = 8,
+        max_rows: int | None = _ROWS_AT_ONCE,
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
     ) -> list[Inversion]:

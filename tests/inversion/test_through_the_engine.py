@@ -66,3 +66,21 @@ def test_an_edit_is_judged_by_the_steps_that_are_replayed(engine, picture):
     touched = engine.edit(inversion, half).touched[0]
     steps = {name: reached.steps for name, reached in touched.items()}
     assert steps == {"cross": 1, "self": 2, "blend": 4, "mutual": 4}
+
+
+def test_an_inversion_never_asks_for_more_rows_at_once_than_a_batch_of_images(
+    engine, picture, monkeypatch
+):
+    """All timesteps at once are 9 rows here and 50 by default: more than memory holds."""
+    sizes, answer = [], engine._runner.denoiser.answer
+
+    def counted(query):
+        sizes.append(query.rows)
+        return answer(query)
+
+    monkeypatch.setattr(engine._runner.denoiser, "answer", counted)
+    options = {"iterations": 1}
+    engine.invert(
+        picture, PROMPT, method="null-text-parallel", num_inference_steps=9, options=options
+    )
+    assert max(sizes) == 8
