@@ -11,7 +11,7 @@ from pivotal.editing.prompt_to_prompt import PromptToPrompt
 from pivotal.editing.routes import Layers
 from pivotal.errors import Cancelled
 from pivotal.inversion.registry import METHODS
-from pivotal.query import Denoise, Query
+from pivotal.query import Denoise, Progress, Query
 from pivotal.tokens import Tokens
 
 STEPS, SCALE = 2, 2.0
@@ -283,3 +283,19 @@ def test_every_method_names_its_facts():
         assert all(issubclass(query, Query) for query in method.needs)
         with pytest.raises(ValueError, match=r"has no option 'stpes'; accepted are"):
             method.options_from({"stpes": 3})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("null-text")][:3])
+def test_all_tensors_are_made_where_the_latents_are(name, denoiser, gentle, case):
+    """What a method makes without saying where lands on "meta" here, and can't be used."""
+    algorithm, answer = inverting(METHODS[name], gentle(STEPS), case(2)), None
+    while True:
+        try:
+            with torch.device("meta"), torch.no_grad():
+                asked = algorithm.send(answer)
+        except StopIteration as end:
+            inverted = end.value
+            break
+        answer = None if isinstance(asked, Progress) else denoiser.answer(asked)
+    tensors = (inverted.noise, *inverted.stored.values(), *inverted.diagnostics.values())
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}

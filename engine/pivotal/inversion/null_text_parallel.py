@@ -61,7 +61,7 @@ def invert(
     timesteps = each([high.timestep for high, _ in pairs], torch.float32)
     alpha_bars = each([high.alpha_bar for high, _ in pairs], torch.float64)
     slopes = each([b * (1 - w) for _, b in coefficients], latents.dtype)
-    rows = torch.arange(images).repeat_interleave(steps)
+    rows = torch.arange(images, device=latents.device).repeat_interleave(steps)
     nulls, losses = null.select(rows), latents.new_full((images * steps, 1), torch.nan)
     fitted = slopes.nonzero().flatten()  # not at zero terminal SNR, nor where a step stands still
     if len(fitted):
