@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -56,7 +56,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo found: a contact sheet, each subject's files, and the figures as a table."""
+    """What the demo found: a contact sheet, each subject's files, and the figures as a table.
+
+    In the table "DDIM 1 → 7.5" is inverted at guidance 1 and sampled back at 7.5; "back" is how
+    close that comes to the source; rows are the UNet's for the inversion.
+    """
 
     sheet: Pixels
     shown: list[Shown]
@@ -85,21 +89,7 @@ def run_demo(steps: int, show: Show) -> Outcome:
     engine = Engine.load("shapes")
     shown = [_one(engine, subject, steps, show) for subject in subjects()]
     total = time.perf_counter() - start
-    header = ("picture", "method", "VAE", "reconstruction", "mostly", "seconds", "UNet rows")
-    lines = [
-        (
-            run["picture"],
-            run["title"],
-            decibels(run["vae_psnr"]),
-            decibels(run["psnr"]),
-            run["dominant_error"],
-            f"{run['seconds']['invert'] + run['seconds']['reconstruct']:.1f}",
-            str(run["unet_rows"]),
-        )
-        for each in shown
-        for run in each.runs
-    ]
-    table = Table(header, lines)
+    table = figures_of([run for each in shown for run in each.runs])
     sheet = contact_sheet(
         [each.row for each in shown],
         title="pivotal: inverted, reconstructed, edited",
@@ -108,6 +98,29 @@ def run_demo(steps: int, show: Show) -> Outcome:
         table=table,
     )
     return Outcome(sheet, shown, table, total)
+
+
+def figures_of(runs: Sequence[Mapping[str, Any]]) -> Table:
+    """The runs in figures, in lines that fit 80 columns."""
+    header = ("picture", "method", "VAE dB", "back dB", "loses most", "s", "rows")
+    lines = [
+        (
+            run["picture"],
+            run["title"],
+            decibels(run["vae_psnr"]).removesuffix(" dB"),
+            decibels(run["psnr"]).removesuffix(" dB"),
+            run["dominant_error"],
+            f"{run['seconds']['invert'] + run['seconds']['reconstruct']:.1f}",
+            str(run["unet_rows"]),
+        )
+        for run in runs
+    ]
+    return Table(header, lines)
+
+
+def title_of(method: str, guidance: float) -> str:
+    """A run in a word: how it went in, and the guidance it came back at."""
+    return f"{'DDIM 1 →' if method == 'ddim' else method} {guidance:g}"
 
 
 def _one(engine: Engine, subject: Subject, steps: int, show: Show) -> Shown:
@@ -149,12 +162,11 @@ def _run(
     subject: Subject, inversion: Inversion, found: Reconstruction, edited: Edited
 ) -> dict[str, Any]:
     """One inversion sampled back, in figures."""
-    inward = "in at 1, " if inversion.method == "ddim" else ""
     outside = edited.outside_mask_psnr[0]
     return {
         **inversion_record(inversion, found),
         "picture": subject.label,
-        "title": f"{inversion.method}, {inward}out at {found.guidance_scale:g}",
+        "title": title_of(inversion.method, found.guidance_scale),
         "guidance_scale": found.guidance_scale,
         "edit_outside_mask_psnr": None if outside is None else finite(outside),
     }

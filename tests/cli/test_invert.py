@@ -84,10 +84,11 @@ def test_images_of_one_name_are_not_written_over_each_other(quick, home, names):
     (home / "sub").mkdir()
     (home / "sub" / "photo.png").write_bytes((home / "photo.png").read_bytes())
     before = names(home)
-    done = quick("photo.png", "sub/photo.png", "--quiet")
-    assert done.returncode == 2
-    assert "photo.safetensors" in done.stderr
-    assert names(home) == before
+    for folder in ([], ["-o", "new"]):  # one that is there, and one that is not yet
+        done = quick("photo.png", "sub/photo.png", "--quiet", *folder)
+        assert done.returncode == 2
+        assert "photo.safetensors" in done.stderr
+        assert names(home) == before
 
 
 def test_size_and_policy_are_heeded(quick, home):

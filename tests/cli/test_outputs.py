@@ -1,12 +1,14 @@
 """What is there is never destroyed unasked, and results appear together or not at all."""
 
+import errno
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from pivotal.cli.guard import Interruption
-from pivotal.cli.outputs import check_outputs, free, made, staged
+from pivotal.cli.outputs import check_folder, check_outputs, free, made, staged
 from pivotal.errors import OutputError
 
 TARGET = "a blue circle on a gray background"
@@ -58,7 +60,7 @@ def write(places):
 def test_staged_results_appear_together(tmp_path, names):
     (tmp_path / "sub").mkdir()
     paths = [tmp_path / "a", tmp_path / "sub" / "b"]
-    with staged(paths, Interruption()) as places:
+    with staged(paths, Interruption(), force=False) as places:
         write(places)
         assert not any(path.exists() for path in paths)
     assert names(tmp_path) == {"a", "sub", "sub/b"}
@@ -67,7 +69,7 @@ def test_staged_results_appear_together(tmp_path, names):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
 def test_a_failure_before_the_end_leaves_nothing(tmp_path, names, error):
     def fail():
-        with staged([tmp_path / "a", tmp_path / "b"], Interruption()) as places:
+        with staged([tmp_path / "a", tmp_path / "b"], Interruption(), force=False) as places:
             places[tmp_path / "a"].write_text("whole")
             raise error
 
@@ -76,25 +78,75 @@ def test_a_failure_before_the_end_leaves_nothing(tmp_path, names, error):
     assert names(tmp_path) == set()
 
 
-def test_where_one_can_not_be_moved_none_is(tmp_path, names):
+@pytest.mark.parametrize("force", [False, True])
+def test_where_one_can_not_be_moved_none_is(tmp_path, names, force):
     paths = [tmp_path / "a", tmp_path / "b"]
 
     def collide():
-        with staged(paths, Interruption()) as places:
+        with staged(paths, Interruption(), force=force) as places:
             write(places)
             (tmp_path / "b").mkdir()  # meanwhile, by somebody else
             (tmp_path / "b" / "full").touch()
 
-    with pytest.raises(OutputError, match="/b' can't be written"):
+    with pytest.raises(OutputError, match="/b' "):
         collide()
     assert names(tmp_path) == {"b", "b/full"}
+
+
+@pytest.mark.parametrize("links", [True, False])  # FAT has no hard links
+def test_a_file_that_appears_meanwhile_is_left_alone(tmp_path, names, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr("os.link", without_links)
+
+    def meet():
+        paths = [tmp_path / "a", tmp_path / "b"]
+        with staged(paths, Interruption(), force=False) as places:
+            write(places)
+            (tmp_path / "b").write_text("precious")
+
+    with pytest.raises(OutputError, match="/b' was made by another program meanwhile"):
+        meet()
+    assert names(tmp_path) == {"b"}
+    assert (tmp_path / "b").read_text() == "precious"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_with_force_old_results_come_back_where_a_new_one_can_not_be_moved(
+    tmp_path, names, monkeypatch, links
+):
+    if not links:
+        monkeypatch.setattr("os.link", without_links)
+    (tmp_path / "a").write_text("old")
+
+    def collide():
+        paths = [tmp_path / "a", tmp_path / "b"]
+        with staged(paths, Interruption(), force=True) as places:
+            write(places)
+            (tmp_path / "b").mkdir()
+
+    with pytest.raises(OutputError, match="/b' can't be written"):
+        collide()
+    assert names(tmp_path) == {"a", "b"}
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def without_links(*paths, **options):
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_a_folder_that_only_seems_writable_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr("os.access", lambda *arguments: True)
+    with pytest.raises(OutputError, match="can't write into '/proc'"):
+        check_outputs([Path("/proc/a.png")], force=False)
+    with pytest.raises(OutputError, match="can't write into '/proc'"):
+        check_folder(Path("/proc/new"))
 
 
 def test_an_interrupt_that_a_library_swallowed_still_leaves_nothing(tmp_path, names):
     interruption = Interruption()
 
     def swallow():
-        with staged([tmp_path / "a"], interruption) as places:
+        with staged([tmp_path / "a"], interruption, force=False) as places:
             write(places)
             with suppress(KeyboardInterrupt):  # as some libraries do
                 interruption.interrupt(2, None)
@@ -104,18 +156,19 @@ def test_an_interrupt_that_a_library_swallowed_still_leaves_nothing(tmp_path, na
     assert names(tmp_path) == set()
 
 
-def test_an_interrupt_while_results_are_moved_waits(tmp_path, names, monkeypatch):
+@pytest.mark.parametrize(("way", "force"), [("link", False), ("replace", True)])
+def test_an_interrupt_while_results_are_moved_waits(tmp_path, names, monkeypatch, way, force):
     interruption, moved = Interruption(), []
-    real = os.replace
+    real = getattr(os, way)
 
-    def replace(source, target):
+    def move(source, target):
         interruption.interrupt(2, None)
         moved.append(target)
         real(source, target)
 
-    monkeypatch.setattr("os.replace", replace)
+    monkeypatch.setattr(os, way, move)
     paths = [tmp_path / "a", tmp_path / "b"]
-    with staged(paths, interruption) as places:
+    with staged(paths, interruption, force=force) as places:
         write(places)
     assert len(moved) == 2
     assert interruption.asked

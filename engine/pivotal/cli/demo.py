@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from pivotal.demo import Outcome
+    from pivotal.figures import Table
 
 
 def demo(
@@ -27,8 +28,6 @@ def demo(
 
     Example: `pivotal demo --steps 10 -o demo`
     """
-    from rich.table import Table
-
     from pivotal.demo import SHEET, run_demo, subjects
 
     ends = ("-edit.png", ".safetensors")
@@ -37,21 +36,34 @@ def demo(
     if output.is_dir():
         check_outputs([output / name for name in names], force=force)
     outcome = run_demo(steps, terminal.progress)
-    _write(outcome, output, [output / name for name in names], terminal)
-    table = Table(*outcome.table.header)
-    for line in outcome.table.rows:
-        table.add_row(*line)
+    _write(outcome, output, [output / name for name in names], terminal, force=force)
     record = {**outcome.record(), "outputs": {"sheet": str(output / SHEET)}}
-    terminal.show(record, table, f"{outcome.seconds:.0f} s in all; look at {output / SHEET}")
+    terminal.show(
+        record,
+        shown_table(outcome.table),
+        f"{outcome.seconds:.0f} s in all; look at {output / SHEET}",
+    )
 
 
-def _write(outcome: Outcome, folder: Path, paths: list[Path], terminal: Terminal) -> None:
+def shown_table(table: Table) -> Any:
+    """The demo's figures for a terminal."""
+    from rich.table import Table as Shown
+
+    shown = Shown(*table.header)
+    for line in table.rows:
+        shown.add_row(*line)
+    return shown
+
+
+def _write(
+    outcome: Outcome, folder: Path, paths: list[Path], terminal: Terminal, *, force: bool
+) -> None:
     from pivotal.demo import SHEET
     from pivotal.images import save_image
     from pivotal.inversion_file import write_inversion
     from pivotal.records import embedded
 
-    with made(folder), staged(paths, terminal.interruption) as places:
+    with made(folder), staged(paths, terminal.interruption, force=force) as places:
         for each in outcome.shown:
             stem = each.subject.stem
             picture = places[folder / f"{stem}-edit.png"]

@@ -99,7 +99,17 @@ def edit(
             on_progress=bar,
         )
     records = [edit_record(source, edited, index, places.of(index)) for index in range(len(edits))]
-    _write(places, engine, source, edited, records, frames, terminal, metadata=not no_metadata)
+    _write(
+        places,
+        engine,
+        source,
+        edited,
+        records,
+        frames,
+        terminal,
+        metadata=not no_metadata,
+        force=force,
+    )
     terminal.show(records[0] if len(records) == 1 else {"edits": records}, _table(edited, records))
     terminal.saved(places.all())
 
@@ -140,6 +150,7 @@ def _write(
     terminal: Terminal,
     *,
     metadata: bool,
+    force: bool,
 ) -> None:
     from pivotal.figures import contact_sheet
     from pivotal.images import save_image
@@ -152,7 +163,7 @@ def _write(
     lines = math.ceil(len(row.panels) / 7)
     columns = math.ceil(len(row.panels) / lines)  # no line of a single panel
     sheet = contact_sheet([row], title="pivotal edit", footer=footer(source), columns=columns)
-    with staged(places.all(), terminal.interruption) as at:
+    with staged(places.all(), terminal.interruption, force=force) as at:
         for index, path in enumerate(places.pictures):
             pixels = source.picture.unfit(edited.pictures[index])
             save_image(pixels, at[path], carried[index])

@@ -72,7 +72,7 @@ def generate(
         )
     records = []
     ways = [] if frames is None else frames.trajectories()
-    with staged([*pictures, *animations], terminal.interruption) as places:
+    with staged([*pictures, *animations], terminal.interruption, force=force) as places:
         for index, each in enumerate(pictures):
             outputs = {"picture": str(each)}
             if animations:

@@ -19,7 +19,7 @@ from .options import (
     Size,
     Steps,
 )
-from .outputs import check_folder, check_outputs, free, made, staged
+from .outputs import check_apart, check_folder, check_outputs, free, made, staged
 from .terminal import Terminal
 from .values import named, parse_size, prompt_text
 
@@ -80,6 +80,7 @@ def invert(
     if seed is not None:
         options = _seeded(method, seed, options)
     paths = _paths(image, output, force=force)
+    check_apart(paths)
     if len(image) == 1 or paths[0].parent.is_dir():
         check_outputs(paths, force=force)
     for each in image:
@@ -109,7 +110,7 @@ def invert(
         for _, inversion in done:
             found = engine.reconstruct(inversion, on_progress=bar)
             records.append(inversion_record(inversion, found))
-    _write(done, records, terminal)
+    _write(done, records, terminal, force=force)
     full = [
         {**record, "outputs": {"inversion": str(path)}}
         for (path, _), record in zip(done, records, strict=True)
@@ -150,12 +151,16 @@ def _seeded(method: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(
-    done: Sequence[tuple[Path, Inversion]], records: Sequence[dict[str, Any]], terminal: Terminal
+    done: Sequence[tuple[Path, Inversion]],
+    records: Sequence[dict[str, Any]],
+    terminal: Terminal,
+    *,
+    force: bool,
 ) -> None:
     from pivotal.inversion_file import write_inversion
 
     paths = [path for path, _ in done]
-    with made(paths[0].parent), staged(paths, terminal.interruption) as places:
+    with made(paths[0].parent), staged(paths, terminal.interruption, force=force) as places:
         for (path, inversion), record in zip(done, records, strict=True):
             write_inversion(inversion.with_report(record), places[path])
 

@@ -5,9 +5,11 @@ A file that the user names is never replaced without --force; a name that we cho
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,16 +49,24 @@ def check_outputs(paths: Sequence[Path], *, force: bool) -> None:
     """Raise OutputError, before any work, for paths that can't be written or must not be."""
     from pivotal.images import require_writable
 
-    seen: set[Path] = set()
+    check_apart(paths)
     for path in paths:
         require_writable(path)
-        if path.resolve() in seen:
-            raise OutputError(f"two results would be written to {str(path)!r}; name them apart")
-        seen.add(path.resolve())
         if not force and (path.exists() or path.is_symlink()):
             raise OutputError(
                 f"{str(path)!r} exists; name another file, or give --force to replace it"
             )
+    for folder in {path.parent for path in paths}:
+        _try(folder)
+
+
+def check_apart(paths: Sequence[Path]) -> None:
+    """Raise OutputError where two results would have one path. The folders need not exist yet."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise OutputError(f"two results would be written to {str(path)!r}; name them apart")
+        seen.add(path.resolve())
 
 
 def check_folder(folder: Path) -> None:
@@ -66,6 +76,16 @@ def check_folder(folder: Path) -> None:
         raise OutputError(f"can't make the folder {str(folder)!r}: {str(near)!r} is a file")
     if not os.access(near, os.W_OK | os.X_OK):
         raise OutputError(f"can't write into {str(near)!r}: no permission")
+    _try(near)
+
+
+def _try(folder: Path) -> None:
+    """Make a folder inside and take it away again: what permissions say is not always so."""
+    try:
+        Path(tempfile.mkdtemp(prefix=".pivotal-", suffix=".part", dir=folder)).rmdir()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"can't write into {str(folder)!r}: {reason}") from error
 
 
 @contextmanager
@@ -87,12 +107,16 @@ def made(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def staged(paths: Sequence[Path], interruption: Interruption) -> Iterator[dict[Path, Path]]:
-    """Where to write each path for now; at the end all are renamed into place, or none is.
+def staged(
+    paths: Sequence[Path], interruption: Interruption, *, force: bool
+) -> Iterator[dict[Path, Path]]:
+    """Where to write each path for now; at the end all are moved into place, or none is.
 
-    Each folder gets a temporary one inside, on the same file system. Raises OutputError where that
-    can't be made, or a result not be moved.
+    Without force a file that appeared since the paths were chosen is left alone, and none is
+    moved. Each folder gets a temporary one inside, on the same file system. Raises OutputError
+    where that can't be made, or a result not be moved.
     """
+    check_apart(paths)
     token = secrets.token_hex(8)
     folders = {path.parent: path.parent / f".pivotal-{token}.part" for path in paths}
     try:
@@ -102,7 +126,7 @@ def staged(paths: Sequence[Path], interruption: Interruption) -> Iterator[dict[P
         yield places
         interruption.check()
         with interruption.held():
-            _move(places)
+            _move(places, force=force)
     finally:
         with interruption.held():
             for folder in folders.values():
@@ -117,18 +141,48 @@ def _make(folder: Path) -> None:
         raise OutputError(f"can't write into {str(folder.parent)!r}: {reason}") from error
 
 
-def _move(places: dict[Path, Path]) -> None:
-    """Rename all. Where one can't be, those that are new go again."""
-    fresh: list[Path] = []
+def _move(places: dict[Path, Path], *, force: bool) -> None:
+    """Move all. Where one can't be, new ones go again and replaced ones come back."""
+    moved: list[tuple[Path, Path | None]] = []
     for path, place in places.items():
-        existed = path.exists()
+        kept = None
         try:
-            place.replace(path)
+            if force:
+                kept = _keep(path, place.with_name(f".{len(moved)}.old"))
+                place.replace(path)
+            else:
+                _link(place, path)
         except OSError as error:
-            for each in fresh:
+            for each, old in moved if kept is None else [*moved, (path, kept)]:
                 with suppress(OSError):
-                    each.unlink()
+                    each.unlink() if old is None else old.replace(each)
+            if isinstance(error, FileExistsError):
+                raise OutputError(
+                    f"{str(path)!r} was made by another program meanwhile; nothing is written"
+                ) from error
             reason = error.strerror or str(error)
             raise OutputError(f"{str(path)!r} can't be written: {reason}") from error
-        if not existed:
-            fresh.append(path)
+        moved.append((path, kept))
+
+
+def _keep(path: Path, aside: Path) -> Path | None:
+    """The file that is about to be replaced under a second name, or None where there is none."""
+    if not (path.is_file() or path.is_symlink()):
+        return None
+    try:
+        os.link(path, aside, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        path.rename(aside)
+    return aside
+
+
+def _link(place: Path, path: Path) -> None:
+    """Give a result its name, and never another's: FileExistsError where there is a file."""
+    try:
+        os.link(place, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists() or path.is_symlink():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        place.replace(path)

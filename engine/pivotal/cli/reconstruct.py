@@ -44,7 +44,7 @@ def reconstruct(
     with terminal.progress() as bar:
         found = engine.reconstruct(source, guidance_scale=guidance_scale, on_progress=bar)
     record = reconstruction_record(source, found)
-    with staged([path], terminal.interruption) as places:
+    with staged([path], terminal.interruption, force=force) as places:
         pixels = source.picture.unfit(found.picture)
         save_image(pixels, places[path], None if no_metadata else embedded(record))
     table = Table("method", "guidance", "VAE", "reconstruction", "mostly", "seconds")
