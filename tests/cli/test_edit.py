@@ -130,6 +130,39 @@ def test_an_animation_shows_each_step_and_a_report_stands_alone(edit, home):
     assert "https://" not in page
 
 
+def test_an_edit_animates_methods_that_skip_the_first_steps(pivotal, home):
+    done = pivotal(
+        "invert", "photo.png", "--prompt", PROMPT, "--method", "edit-friendly", "--steps", 4,
+        "--no-cache", "--quiet", "-o", "late.safetensors", cwd=home,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = pivotal(
+        "edit", "late.safetensors", "--target", TARGET, "--animation", "late.gif", "--quiet",
+        cwd=home,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert frames_of(home / "late.gif")[0] > 1
+
+
+def test_prompts_are_shown_as_they_are_written(pivotal, home, monkeypatch):
+    monkeypatch.setenv("PIVOTAL_CACHE", str(home / "kept"))
+    monkeypatch.setenv("COLUMNS", "200")
+    prompt = "a [/a] [red] :smile: circle"
+    told = [
+        pivotal("generate", prompt, "--steps", 1, cwd=home),
+        pivotal("explain", prompt, prompt.replace("circle", "square"), "--steps", 2, cwd=home),
+        pivotal(
+            "edit", "cat.safetensors", "--target", prompt, "--kind", "refine", cwd=home,
+        ),
+        pivotal(
+            "invert", "photo.png", "--prompt", prompt, "--method", "ddim", "--steps", 1, cwd=home
+        ),
+        pivotal("cache", "ls", cwd=home),
+    ]  # fmt: skip
+    assert [done.returncode for done in told] == [0] * len(told), told
+    assert all(prompt in told[place].stdout + told[place].stderr for place in (0, 2, 4))
+
+
 def test_generate_animates_too_and_carries_settings_only_if_wanted(pivotal, home):
     for name, more in (("a.webp", []), ("b.webp", ["--no-metadata"])):
         done = pivotal(

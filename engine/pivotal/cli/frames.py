@@ -26,12 +26,14 @@ class Frames:
     def __init__(self, *, edits: bool) -> None:
         self._first = int(edits)
         self._batches: list[list[Any]] = []
+        self._last = -1
 
     def __call__(
         self, engine: Engine, step: int, timestep: float, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        if step == 0:
+        if not self._batches or step <= self._last:  # methods that skip steps have no step 0
             self._batches.append([])
+        self._last = step
         self._batches[-1].append(tensors["latents"].detach().float().cpu().clone())
         return {}
 

@@ -38,7 +38,7 @@ class Terminal(ConfigOptions):
     def console(self) -> Console:
         from rich.console import Console
 
-        return Console(stderr=True)
+        return Console(stderr=True, markup=False, emoji=False)  # prompts hold [ and :
 
     @property
     def interruption(self) -> Interruption:
@@ -70,7 +70,7 @@ class Terminal(ConfigOptions):
             return
         from rich.console import Console
 
-        console = Console(file=sys.stdout)
+        console = Console(file=sys.stdout, markup=False, emoji=False)
         for each in shown:
             console.print(each)
 
