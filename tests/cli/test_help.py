@@ -139,6 +139,6 @@ def test_help_and_version_need_neither_torch_nor_the_network(tmp_path):
     for arguments in (["--version"], ["--help"], ["edit", "--help"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False,
+            capture_output=True, text=True, cwd=tmp_path, timeout=180, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

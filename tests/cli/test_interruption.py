@@ -63,7 +63,7 @@ def interrupted(home, arguments, moment):
     command = started(None, home, arguments)
     time.sleep(moment)
     command.send_signal(signal.SIGINT)
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=180)
     return subprocess.CompletedProcess(arguments, command.returncode, out, err)
 
 
