@@ -6,6 +6,8 @@ import torch
 from pivotal.driver import drive
 from pivotal.inversion import finite_difference
 from pivotal.inversion.finite_difference import FiniteDifferenceOptions, grid
+from pivotal.query import Denoise, Noise
+from pivotal.schedule import NoiseLevels, ScheduleConfig
 
 STEPS, SCALE = 4, 1.5
 
@@ -176,3 +178,28 @@ def test_rows_stop_each_for_itself(calm, recording, gentle, case, there):
 def test_impossible_options_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         FiniteDifferenceOptions(**options)
+
+
+def test_zero_terminal_snr_is_refused_before_anything_is_asked(recording, calm, case, there):
+    """Its own grid ends there, whether or not the model's spacing does."""
+    config = ScheduleConfig(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    schedule, denoiser = NoiseLevels(config).schedule(STEPS), recording(calm())
+    assert schedule.levels[-1].alpha_bar > 0
+    with pytest.raises(ValueError, match="needs a finite sigma_max"):
+        there(finite_difference, denoiser, schedule, case(), FiniteDifferenceOptions())
+    assert not denoiser.batches
+
+
+def test_an_error_that_is_no_number_is_divergence(calm, gentle, case, there):
+    class BreaksWhenCorrecting:
+        name, answers, inner, asked = "breaks", frozenset({Denoise}), calm(), 0
+
+        def answer(self, query):
+            self.asked += 1
+            noise = self.inner.answer(query)
+            return noise if self.asked < 6 else Noise(noise.eps * torch.nan, noise.x0)
+
+    options = FiniteDifferenceOptions(refine_skip=0.7, refine_iterations=3, tolerance=0.0)
+    found = there(finite_difference, BreaksWhenCorrecting(), gentle(STEPS), case(), options)
+    assert found.diagnostics["diverged"].all()
+    assert found.noise.isfinite().all()

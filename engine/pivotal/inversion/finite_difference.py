@@ -67,15 +67,16 @@ class FiniteDifferenceOptions:
         require_one_of("gradient", self.gradient, ("finite", "exact"))
 
 
-def grid(schedule: Schedule) -> Schedule:
-    """The author's grid: `linspace(0, 999, steps + 1)`, alpha_bar between integers log-sigma
-    linear.
+def grid(schedule: Schedule, options: FiniteDifferenceOptions | None = None) -> Schedule:
+    """The author's grid, whatever the options: `linspace(0, 999, steps + 1)`, alpha_bar between
+    integers log-sigma linear. Raises ValueError where the last one has zero SNR.
     """
-    require_finite_sigma(schedule, "finite-difference inversion")
     levels = NoiseLevels(schedule.config)
     last = schedule.config.num_train_timesteps - 1
     timesteps = [last * index / schedule.steps for index in range(schedule.steps + 1)]
-    return Schedule(tuple(levels_at(levels, timesteps)), schedule.config)
+    made = Schedule(tuple(levels_at(levels, timesteps)), schedule.config)
+    require_finite_sigma(made, "finite-difference inversion")
+    return made
 
 
 def invert(
@@ -89,8 +90,8 @@ def invert(
     correction (exact: two more, forward and backward).
 
     Diagnostics: `errors` [B, steps, iterations], mean absolute, clean to noisy, NaN where nothing
-    was evaluated; `diverged` [B] bool, where corrections made a step's error more than twice what
-    it was (the lowest was kept).
+    was evaluated; infinite where it wasn't finite; `diverged` [B] bool, where corrections made a
+    step's error infinite or more than twice what it was (the lowest was kept).
     """
     found = []
     levels = grid(schedule)
@@ -142,7 +143,8 @@ def refine(
         eps, pulled_at = yield from _eps(z, low, high, cond, uncond, options)
         off = origin[active] - (a * z + b * eps)
         error = off.abs().mean(dim=(1, 2, 3))
-        errors[active, iteration] = error
+        # NaN means that nothing was evaluated.
+        errors[active, iteration] = error.nan_to_num(torch.inf, posinf=torch.inf)
         before = lowest[active]
         better = error < before
         best = best.index_copy(0, active, torch.where(better[:, None, None, None], z, best[active]))
@@ -222,10 +224,8 @@ def _eps(
 
 
 def _diverged(errors: Tensor) -> Tensor:
-    """Rows [B] in which an error at some step is more than twice the step's first, or not a
-    number where the first was.
-    """
+    """Rows [B] in which an error at some step is more than twice the step's first, or infinite."""
     if errors.shape[-1] == 0:
         return torch.zeros(errors.shape[0], dtype=torch.bool, device=errors.device)
     first = errors[..., :1]
-    return (errors > 2 * first).flatten(1).any(dim=1)
+    return ((errors > 2 * first) | errors.isinf()).flatten(1).any(dim=1)
