@@ -125,6 +125,7 @@ class _Run:
         except NonFiniteError as error:
             return error
         model = runner.model
+        grid = method.grid(settings.schedule, settings.options)
         return Inversion(
             picture=self.task.picture,
             prompt=self.task.prompt,
@@ -138,7 +139,7 @@ class _Run:
             family=model.family.name,
             fingerprint=model.fingerprint,
             image_digest=self.task.image_digest,
-            schedule=settings.schedule.record(),
+            schedule=grid.record(),
             report={
                 "cached": False,
                 "seconds": {
@@ -148,7 +149,7 @@ class _Run:
                 },
                 "images_at_once": company,
                 "unet_rows": job.rows_asked,
-                "noise_std_ratio": noise_std_ratio(inverted.noise, settings.schedule.levels[-1]),
+                "noise_std_ratio": noise_std_ratio(inverted.noise, grid.levels[-1]),
                 "device": str(model.device),
                 "dtype": runner.dtype_name,
             },

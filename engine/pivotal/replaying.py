@@ -45,14 +45,15 @@ def replay(
     conditioning = runner.encode(prompts, size)
     inverted = inversion.inverted.to(model.device).expand(len(prompts))
     method.check(inverted, inversion.num_inference_steps, conditioning)
+    options = method.options_from(inversion.options)
     algorithm = method.replay(
         schedule,
         inverted,
         conditioning,
         runner.encode([""] * len(prompts), size),
         guidance_scale,
-        watch.over(control, schedule),
-        method.options_from(inversion.options),
+        watch.over(control, method.grid(schedule, options)),
+        options,
     )
     name = f"{method.name} replay"
     job = Job(algorithm, name, name, watch.on_progress)
@@ -143,7 +144,11 @@ def require_fitting(runner: Runner, inversion: Inversion) -> None:
             f"({inversion.fingerprint[:DISPLAYED]}), this engine runs {model.name!r} "
             f"({model.fingerprint[:DISPLAYED]}); load that model or invert again"
         )
-    effective = model.levels.schedule(inversion.num_inference_steps).record()
+    method = method_named(inversion.method)
+    effective = method.grid(
+        model.levels.schedule(inversion.num_inference_steps),
+        method.options_from(inversion.options),
+    ).record()
     for name in effective.keys() & inversion.schedule.keys():
         made_with, now = inversion.schedule[name], effective[name]
         if _plain(made_with) != _plain(now):

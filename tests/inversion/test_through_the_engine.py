@@ -84,3 +84,27 @@ def test_an_inversion_never_asks_for_more_rows_at_once_than_a_batch_of_images(
         picture, PROMPT, method="null-text-parallel", num_inference_steps=9, options=options
     )
     assert max(sizes) == 8
+
+
+@pytest.mark.parametrize("name", ["finite-difference", "k-euler", "ddim"])
+def test_a_callback_and_the_record_say_the_timesteps_that_are_asked(
+    engine, picture, name, monkeypatch
+):
+    options = {"grid": "karras"} if name == "k-euler" else {}
+    inversion = engine.invert(
+        picture, PROMPT, method=name, num_inference_steps=2, guidance_scale=1.0, options=options
+    )
+    told, asked, answer = [], [], engine._runner.denoiser.answer
+
+    def listening(query):
+        asked.append(float(query.timesteps[0]))
+        return answer(query)
+
+    def watching(engine, step, timestep, tensors):
+        told.append(timestep)
+        return {}
+
+    monkeypatch.setattr(engine._runner.denoiser, "answer", listening)
+    engine.reconstruct(inversion, callback_on_step_end=watching)
+    assert told[:2] == pytest.approx(asked[:2], abs=0.01)
+    assert inversion.schedule["timesteps"] == pytest.approx(asked[:2], abs=0.01)

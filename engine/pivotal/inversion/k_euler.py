@@ -93,12 +93,17 @@ def replay(
     options: KEulerOptions,
 ) -> Algorithm[Tensor]:
     """Sample R rows back by Euler on the same kind of grid. Returns latents [R, C, h, w]."""
-    down = respaced(schedule, schedule.steps, options.grid)
+    down = grid(schedule, options)
     return (
         yield from sample(
             down, inverted.noise, conditioning, lambda step: null, guidance_scale, control
         )
     )
+
+
+def grid(schedule: Schedule, options: KEulerOptions) -> Schedule:
+    """The levels that `replay` goes through."""
+    return respaced(schedule, schedule.steps, options.grid)
 
 
 def _derivative(

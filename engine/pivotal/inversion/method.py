@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pivotal.errors import InversionFileError
 from pivotal.query import Algorithm, Conditioning
+from pivotal.schedule import Schedule
 
 from .base import Inverted
 
@@ -36,6 +37,8 @@ class Method:
     needs: frozenset[type]  # the query types it asks
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name to its shape, less B
     fits_guidance: bool = False  # its options hold the guidance scale it is fitted for
+    # Of a model's schedule and typed options: the schedule whose levels `replay` goes through.
+    grid: Callable[[Schedule, Any], Schedule] = lambda schedule, options: schedule
     # Of typed options and the schedule's steps: the first step that `replay` runs.
     first_step: Callable[[Any, int], int] = lambda options, steps: 0
 

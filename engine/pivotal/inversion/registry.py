@@ -138,6 +138,7 @@ METHODS: Mapping[str, Method] = {
             replay=k_euler.replay,
             options=k_euler.KEulerOptions,
             needs=frozenset({Denoise}),
+            grid=k_euler.grid,
         ),
         Method(
             name="finite-difference",
@@ -151,6 +152,7 @@ METHODS: Mapping[str, Method] = {
             options=finite_difference.FiniteDifferenceOptions,
             needs=frozenset({Denoise, NoiseGradient}),
             fits_guidance=True,
+            grid=finite_difference.grid,
         ),
         Method(
             name="fixed-point",
