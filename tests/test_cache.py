@@ -1,5 +1,6 @@
 """The cache of inversions: what it keeps, what it drops, and that it is never fooled."""
 
+import errno
 import inspect
 import json
 import logging
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +214,23 @@ def test_a_damaged_entry_is_not_listed(cache):
     path.write_bytes(path.read_bytes()[:100])
     assert [entry.key for entry in cache.list()] == [sound]
     assert not path.exists()
+
+
+def test_an_entry_that_can_not_be_read_just_now_is_kept(cache, caplog, monkeypatch):
+    key = cache.put(make(1))
+    real = Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.suffix == ".safetensors":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert cache.get(key) is None
+        assert cache.list() == []
+    assert "Too many open files" in caplog.text
+    assert cache.get(key) is not None
 
 
 def test_an_entry_under_anothers_key_is_dropped(cache, caplog):

@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from .code_version import code_version
-from .errors import InversionFileError, MissingInversionError, OutputError
+from .errors import (
+    InversionFileError,
+    MissingInversionError,
+    OutputError,
+    UnreadableInversionError,
+)
 from .inversion_file import Inversion, read_document, read_inversion, write_inversion
 
 logger = logging.getLogger(__name__)
@@ -131,6 +136,9 @@ class InversionCache:
             inversion = read_inversion(path)
         except MissingInversionError:
             return None
+        except UnreadableInversionError as error:
+            logger.warning("a cached inversion is not used: %s", error)
+            return None
         except InversionFileError as error:
             self._drop(path, str(error))
             return None
@@ -173,6 +181,9 @@ class InversionCache:
             try:
                 document = read_document(path)
             except MissingInversionError:  # removed by another process
+                continue
+            except UnreadableInversionError as error:
+                logger.warning("a cached inversion is not listed: %s", error)
                 continue
             except InversionFileError as error:
                 self._drop(path, str(error))

@@ -36,6 +36,10 @@ class MissingInversionError(InversionFileError):
     """There is no inversion file of that name."""
 
 
+class UnreadableInversionError(InversionFileError):
+    """An inversion file could not be read just now; what is in it may be sound."""
+
+
 class OutputError(PivotalError):
     """A result could not be written; nothing half-written is left behind."""
 

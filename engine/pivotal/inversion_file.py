@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from . import __version__
-from .errors import InversionFileError, MissingInversionError
+from .errors import InversionFileError, MissingInversionError, UnreadableInversionError
 from .images import Fitted, write_atomically
 from .inversion.base import Inverted
 from .inversion_document import SCHEMA, check_document, fitted
@@ -130,7 +130,12 @@ def _read(path: str | Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict
             return document, load(file.read()) if with_tensors else {}
     except FileNotFoundError:
         raise MissingInversionError(f"the inversion file {str(path)!r} does not exist") from None
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnreadableInversionError(
+            f"the inversion file {str(path)!r} can't be read: {reason}"
+        ) from error
+    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise InversionFileError(
             f"{str(path)!r} can't be read as an inversion: it is damaged, cut short or of another "
