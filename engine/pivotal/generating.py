@@ -64,6 +64,8 @@ def generate(
         latents=latents,
         prompts=list(prompts),
         seeds=None if seeds is None else list(seeds),
+        negative_prompt=negative_prompt,
+        size=size,
         guidance_scale=scale,
         schedule=schedule.record(),
         seconds=clock.laps,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from . import __version__
 from .inversion_file import Inversion
@@ -81,6 +87,10 @@ def edit_record(
             "weights": dict(edit.weights),
             "blend": edit.blend,
             "subtract": edit.subtract,
+            "blend_threshold": edit.blend_threshold,
+            "subtract_threshold": edit.subtract_threshold,
+            "blend_start": edit.blend_start,
+            "mask": None if edit.mask is None else _mask_record(edit.mask),
             "mutual": None if edit.mutual is None else asdict(edit.mutual),
         },
         "psnr": finite(edited.source.psnr),
@@ -97,6 +107,8 @@ def generation_record(
     """How one picture was made from text, for --json and its metadata."""
     return {
         "prompt": made.prompts[index],
+        "negative_prompt": made.negative_prompt,
+        "size": list(made.size),
         "seed": None if made.seeds is None else made.seeds[index],
         "steps": len(made.schedule["timesteps"]),
         "guidance_scale": made.guidance_scale,
@@ -116,8 +128,30 @@ def embedded(record: Mapping[str, Any]) -> dict[str, str]:
     private = ("outputs", "seconds", "device")
     kept = {name: value for name, value in record.items() if name not in private}
     if "model" in kept:
-        kept["model"] = re.split(r"[\\/]", str(kept["model"]).rstrip("/\\"))[-1]
+        kept["model"] = model_name(str(kept["model"]))
     return {"pivotal": json.dumps({"version": __version__, **kept}, allow_nan=False)}
+
+
+def mask_of(record: Mapping[str, Any]) -> Tensor:
+    """The mask [H, W] bool of an edit's record."""
+    height, width = record["size"]
+    packed = np.frombuffer(zlib.decompress(base64.b64decode(record["bits"])), np.uint8)
+    bits = np.unpackbits(packed, count=height * width).reshape(height, width)
+    return torch.from_numpy(bits.astype(bool))
+
+
+def _mask_record(mask: Tensor) -> dict[str, Any]:
+    """A mask [H, W] bool: its size, and its bits row by row, deflated, as base64."""
+    packed = np.packbits(mask.cpu().numpy()).tobytes()
+    return {
+        "size": list(mask.shape),
+        "bits": base64.b64encode(zlib.compress(packed)).decode("ascii"),
+    }
+
+
+def model_name(model: str) -> str:
+    """A model's name, or the last part of its folder's path: the rest tells of this machine."""
+    return re.split(r"[\\/]", model.rstrip("/\\"))[-1]
 
 
 def decibels(value: float | None) -> str:

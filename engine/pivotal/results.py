@@ -102,7 +102,7 @@ class Generated:
 
     images: as asked: PIL images; "np" float32 [B, H, W, 3] or "pt" float32 [B, 3, H, W], both in
     [0, 1]; or latents. pictures: uint8 [H, W, 3] each; none if latents were asked for. seeds: one
-    for each prompt; None where generators were given.
+    for each prompt; None where generators were given. size: (height, width) in pixels.
     """
 
     images: Images
@@ -110,6 +110,8 @@ class Generated:
     latents: Tensor  # [B, C, h, w] float32
     prompts: list[str]
     seeds: list[int] | None
+    negative_prompt: str
+    size: tuple[int, int]
     guidance_scale: float
     schedule: Mapping[str, Any]
     seconds: Mapping[str, float]

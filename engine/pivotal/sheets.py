@@ -9,7 +9,7 @@ from typing import Any
 
 from .figures import Comparison, Panel, Row, heat_map, latents_as_picture, save_report
 from .inversion_file import Inversion
-from .records import decibels
+from .records import decibels, model_name
 from .results import Edited, Reconstruction
 
 
@@ -59,10 +59,10 @@ def edit_row(inversion: Inversion, edited: Edited, label: str) -> Row:
 
 
 def footer(inversion: Inversion) -> str:
-    """A sheet's last line: model, method, steps, precision."""
+    """A sheet's last line: model, method, steps, precision. Nothing of this machine."""
     return (
-        f"{inversion.model} · {inversion.method} · {inversion.num_inference_steps} steps · "
-        f"{inversion.report['dtype']} on {inversion.report['device']}"
+        f"{model_name(inversion.model)} · {inversion.method} · "
+        f"{inversion.num_inference_steps} steps · {inversion.report['dtype']}"
     )
 
 
