@@ -19,6 +19,7 @@ from .editing.explanation import Explanation, explain
 from .errors import BatchError
 from .generating import Generators, initial_noise
 from .images import FitPolicy, ImageSource
+from .inversion.checks import require_seed
 from .inversion_file import Inversion
 from .inversion_task import checked_settings
 from .model.load import Model, load
@@ -244,8 +245,8 @@ class Engine:
         """Text to image by DDIM; `images` of the result is what diffusers calls so.
 
         seed: prompt i starts from noise of `seed + i`, alone or in company; 0 if neither a seed nor
-        a generator is given. generator: one for all prompts or a list of one for each, as in
-        diffusers. size: (height, width) in pixels.
+        a generator is given; up to 2**63 - 1. generator: one for all prompts or a list of one for
+        each, as in diffusers. size: (height, width) in pixels.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(isinstance(each, str) for each in prompts):
@@ -253,6 +254,8 @@ class Engine:
         if generator is not None and seed is not None:
             raise ValueError(f"seed={seed} beside a generator; give one of them")
         seeds = [(seed or 0) + index for index in range(len(prompts))]
+        for each in seeds:
+            require_seed(each)
         return generating.generate(
             self._runner,
             prompts,

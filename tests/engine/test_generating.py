@@ -8,6 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from pivotal.images import read_settings, save_image
+from pivotal.records import embedded, generation_record
+
 STEPS = 4
 
 
@@ -22,6 +25,37 @@ def test_a_seed_gives_the_same_picture_alone_and_in_company(engine):
 def test_generating_from_no_prompt_is_refused(engine):
     with pytest.raises(ValueError, match="at least one prompt"):
         engine.generate([])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+def test_a_seed_that_no_generator_takes_is_named(engine, seed):
+    with pytest.raises(ValueError, match=rf"seed={seed}; 0 to 2\*\*63 - 1"):
+        engine.generate("a red circle", num_inference_steps=1, seed=seed)
+
+
+def test_the_last_of_several_seeds_is_checked_too(engine):
+    with pytest.raises(ValueError, match=f"seed={2**63}"):
+        engine.generate(PROMPTS, num_inference_steps=1, seed=2**63 - 1)
+
+
+def test_a_picture_can_be_made_again_from_the_settings_that_it_carries(engine, tmp_path):
+    made = engine.generate(
+        PROMPTS, negative_prompt="blue", num_inference_steps=STEPS, seed=3, size=(32, 64),
+        guidance_scale=5.0,
+    )  # fmt: skip
+    record = generation_record(engine.model, made, 1, {})
+    save_image(made.pictures[1], tmp_path / "one.png", embedded(record))
+    said = read_settings(tmp_path / "one.png")
+    again = engine.generate(
+        said["prompt"], negative_prompt=said["negative_prompt"], seed=said["seed"],
+        num_inference_steps=said["steps"], size=said["size"], guidance_scale=said["guidance_scale"],
+    )  # fmt: skip
+    assert np.abs(again.pictures[0].astype(int) - made.pictures[1]).max() <= 1
+    other = engine.generate(
+        said["prompt"], seed=said["seed"], num_inference_steps=said["steps"], size=said["size"],
+        guidance_scale=said["guidance_scale"],
+    )  # fmt: skip
+    assert np.abs(other.pictures[0].astype(int) - made.pictures[1]).max() > 1
 
 
 PROMPTS = ["a red circle on a gray background", "a blue square"]

@@ -6,6 +6,8 @@ import math
 
 from pivotal.schedule import Schedule
 
+LARGEST_SEED = 2**63 - 1  # of torch's generators
+
 
 def require_one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
     """Raise ValueError naming the accepted words."""
@@ -24,6 +26,12 @@ def require_above(name: str, value: float, low: float) -> None:
     """Raise ValueError unless low < value."""
     if not value > low:
         raise ValueError(f"{name}={value}; it must be above {low}")
+
+
+def require_seed(seed: int) -> None:
+    """Raise ValueError for what torch's generators don't take, or take for another seed."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed}; 0 to 2**63 - 1 = {2**63 - 1} is possible")
 
 
 def require_finite_sigma(schedule: Schedule, method: str) -> None:

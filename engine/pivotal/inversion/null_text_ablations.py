@@ -21,7 +21,7 @@ from pivotal.schedule import Schedule
 
 from . import ddim, null_text
 from .base import Inverted
-from .checks import require_above, require_one_of, require_within
+from .checks import LARGEST_SEED, require_above, require_one_of, require_seed, require_within
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class AblationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_within("seed", self.seed, 0, LARGEST_SEED)
         require_one_of("fitted", self.fitted, ("null", "prompt"))
         require_one_of("embeddings", self.embeddings, ("each", "one"))
         require_one_of("pivots", self.pivots, ("ddim", "random"))
         require_within("iterations", self.iterations, 0)
         require_above("learning_rate", self.learning_rate, 0)
+        require_seed(self.seed)
 
 
 def invert(

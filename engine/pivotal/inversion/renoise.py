@@ -18,8 +18,8 @@ from pivotal.schedule import NoiseLevel, Schedule
 
 from . import ddim
 from .base import Inverted
-from .checks import require_finite_sigma, require_within
-from .noise_likeness import autocorrelation_gradient, patch_divergence_gradient
+from .checks import LARGEST_SEED, require_finite_sigma, require_seed, require_within
+from .noise_likeness import PATCH, autocorrelation_gradient, patch_divergence_gradient
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,13 @@ class ReNoiseOptions:
     guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        require_within("seed", self.seed, 0, LARGEST_SEED)
         for name in ("renoise_steps", "early_from", "late_from", "regularisation_steps"):
             require_within(name, getattr(self, name), 0)
         for name in ("pair_weight", "divergence_weight"):
             require_within(name, getattr(self, name), 0)
         require_within("rolls", self.rolls, 1)
+        require_seed(self.seed)
 
 
 def invert(
@@ -64,6 +66,11 @@ def invert(
     one more where predictions are regularised.
     """
     require_finite_sigma(schedule, "ReNoise")
+    if options.regularisation_steps and min(latents.shape[2:]) < PATCH:
+        raise ValueError(
+            f"ReNoise's penalties need latents of {PATCH} x {PATCH} or more and these are "
+            f"{latents.shape[2]} x {latents.shape[3]}; set regularisation_steps=0"
+        )
     generator = torch.Generator().manual_seed(options.seed)
     noise = torch.randn(latents.shape[1:], generator=generator, dtype=torch.float64)
     honest = noise.to(latents)  # every image's the same, so that company changes nothing
@@ -87,7 +94,7 @@ def renoise(
     options: ReNoiseOptions,
     generator: torch.Generator,
 ) -> Algorithm[Tensor]:
-    """One step up from `start` [B, C, h, w]; `noised`: the image with honest noise at `high`."""
+    """One step up from `start` [B, C, h, w], sides of 4 or more where predictions are regularised; `noised`: the image with honest noise at `high`."""
     a, b = ddim_coefficients(low, high)
     averaged_from = options.early_from if high.timestep < options.early_below else options.late_from
     regularised = options.regularisation_steps > 0 and averaged_from <= options.renoise_steps
