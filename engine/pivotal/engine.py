@@ -19,7 +19,7 @@ from .editing.explanation import Explanation, explain
 from .errors import BatchError
 from .generating import Generators, initial_noise
 from .images import FitPolicy, ImageSource
-from .inversion.checks import require_seed
+from .inversion.checks import LARGEST_SEED, require_within
 from .inversion_file import Inversion
 from .inversion_task import checked_settings
 from .model.load import Model, load
@@ -255,7 +255,7 @@ class Engine:
             raise ValueError(f"seed={seed} beside a generator; give one of them")
         seeds = [(seed or 0) + index for index in range(len(prompts))]
         for each in seeds:
-            require_seed(each)
+            require_within("seed", each, 0, LARGEST_SEED)
         return generating.generate(
             self._runner,
             prompts,

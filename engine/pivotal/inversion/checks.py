@@ -28,12 +28,6 @@ def require_above(name: str, value: float, low: float) -> None:
         raise ValueError(f"{name}={value}; it must be above {low}")
 
 
-def require_seed(seed: int) -> None:
-    """Raise ValueError for what torch's generators don't take, or take for another seed."""
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed}; 0 to 2**63 - 1 = {2**63 - 1} is possible")
-
-
 def require_finite_sigma(schedule: Schedule, method: str) -> None:
     """Raise ValueError at zero terminal SNR, where a method in sigma space can't start."""
     if schedule.levels[-1].alpha_bar == 0:

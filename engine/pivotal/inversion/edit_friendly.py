@@ -19,7 +19,7 @@ from pivotal.sampling.posterior import posterior_mean, posterior_std
 from pivotal.schedule import Schedule
 
 from .base import Inverted
-from .checks import LARGEST_SEED, require_seed, require_within
+from .checks import LARGEST_SEED, require_within
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ class EditFriendlyOptions:
         if not 0 <= self.skip < 1:
             raise ValueError(f"skip={self.skip}; from 0 to below 1 is possible")
         require_within("eta", self.eta, 0, 1)
-        require_seed(self.seed)
 
     def skipped(self, steps: int) -> int:
         """Steps left out; 0.3 of 10 steps is 3 in spite of rounding."""

@@ -21,7 +21,7 @@ from pivotal.schedule import Schedule
 
 from . import ddim, null_text
 from .base import Inverted
-from .checks import LARGEST_SEED, require_above, require_one_of, require_seed, require_within
+from .checks import LARGEST_SEED, require_above, require_one_of, require_within
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class AblationOptions:
         require_one_of("pivots", self.pivots, ("ddim", "random"))
         require_within("iterations", self.iterations, 0)
         require_above("learning_rate", self.learning_rate, 0)
-        require_seed(self.seed)
 
 
 def invert(

@@ -18,7 +18,7 @@ from pivotal.schedule import NoiseLevel, Schedule
 
 from . import ddim
 from .base import Inverted
-from .checks import LARGEST_SEED, require_finite_sigma, require_seed, require_within
+from .checks import LARGEST_SEED, require_finite_sigma, require_within
 from .noise_likeness import PATCH, autocorrelation_gradient, patch_divergence_gradient
 
 
@@ -52,7 +52,6 @@ class ReNoiseOptions:
         for name in ("pair_weight", "divergence_weight"):
             require_within(name, getattr(self, name), 0)
         require_within("rolls", self.rolls, 1)
-        require_seed(self.seed)
 
 
 def invert(
@@ -94,7 +93,9 @@ def renoise(
     options: ReNoiseOptions,
     generator: torch.Generator,
 ) -> Algorithm[Tensor]:
-    """One step up from `start` [B, C, h, w], sides of 4 or more where predictions are regularised; `noised`: the image with honest noise at `high`."""
+    """One step up from `start` [B, C, h, w], sides of 4 or more where predictions are regularised;
+    `noised`: the image with honest noise at `high`.
+    """
     a, b = ddim_coefficients(low, high)
     averaged_from = options.early_from if high.timestep < options.early_below else options.late_from
     regularised = options.regularisation_steps > 0 and averaged_from <= options.renoise_steps
