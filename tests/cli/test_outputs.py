@@ -2,12 +2,14 @@
 
 import errno
 import os
+import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from pivotal.cli.guard import Interruption
+from pivotal.cli.guard import Interruption, guarded
 from pivotal.cli.outputs import check_folder, check_outputs, free, made, staged
 from pivotal.errors import OutputError
 
@@ -173,6 +175,28 @@ def test_an_interrupt_while_results_are_moved_waits(tmp_path, names, monkeypatch
     assert len(moved) == 2
     assert interruption.asked
     assert names(tmp_path) == {"a", "b"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_is_ended_leaves_nothing_half_written(tmp_path, names, number):
+    def run(arguments, interruption):
+        with staged([tmp_path / "a"], interruption, force=False) as places:
+            write(places)
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        return 0
+
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            guarded(run, None)
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
+    assert names(tmp_path) == set()
 
 
 def test_folders_made_for_results_go_again_if_there_are_none(tmp_path, names):

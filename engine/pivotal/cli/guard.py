@@ -19,10 +19,14 @@ _MEMORY_ADVICE = "use a smaller --size, fewer images or targets at once, or --dt
 
 
 class Interruption:
-    """Ctrl-C, remembered: a library that swallows KeyboardInterrupt must not swallow the wish."""
+    """Ctrl-C, remembered: a library that swallows KeyboardInterrupt must not swallow the wish.
+
+    Also SIGTERM and SIGHUP, whose default would leave temporary files behind.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.ended: int | None = None  # 128 + the signal that ended the process
         self._held = 0
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -30,6 +34,12 @@ class Interruption:
         self.asked = True
         if not self._held:
             raise KeyboardInterrupt
+
+    def end(self, number: int, frame: FrameType | None) -> None:
+        """The handler of SIGTERM and SIGHUP."""
+        self.ended = 128 + number
+        if not self._held:
+            raise SystemExit(self.ended)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -41,7 +51,9 @@ class Interruption:
             self._held -= 1
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        """Raise KeyboardInterrupt if Ctrl-C was pressed, SystemExit if the end was asked for."""
+        if self.ended is not None:
+            raise SystemExit(self.ended)
         if self.asked:
             raise KeyboardInterrupt
 
@@ -72,6 +84,8 @@ def guarded(run: Run, arguments: Sequence[str] | None) -> NoReturn:
 
 def _code(error: BaseException, interruption: Interruption) -> int:
     """The exit code of an error, after its sentence on stderr. Raises what is a defect of ours."""
+    if interruption.ended is not None:
+        return interruption.ended
     if interruption.asked or isinstance(error, KeyboardInterrupt):
         _say("interrupted")
         return INTERRUPTED
@@ -139,7 +153,10 @@ def _flush(stream: Any) -> None:
 
 @contextmanager
 def _minding(interruption: Interruption, own: bool) -> Iterator[None]:
-    """Let Ctrl-C reach `interruption`, in the main thread of a process that does not ignore it."""
+    """Let Ctrl-C reach `interruption`, in the main thread of a process that does not ignore it.
+
+    SIGTERM and SIGHUP too, where nobody else minds them.
+    """
     import threading
 
     in_main = threading.current_thread() is threading.main_thread()
@@ -152,11 +169,21 @@ def _minding(interruption: Interruption, own: bool) -> Iterator[None]:
         if not issubclass(lost.exc_type, KeyboardInterrupt):  # lost in a destructor; it is noted
             unraisable(lost)
 
+    ends = [
+        number
+        for name in ("SIGTERM", "SIGHUP")
+        if (number := getattr(signal, name, None)) is not None  # Windows has no SIGHUP
+        and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ends:
+        signal.signal(number, interruption.end)
     signal.signal(signal.SIGINT, interruption.interrupt)
     sys.unraisablehook = unless_interrupted
     try:
         yield
     finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
         if not own:
             signal.signal(signal.SIGINT, before)
             sys.unraisablehook = unraisable
