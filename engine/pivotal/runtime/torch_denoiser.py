@@ -116,13 +116,17 @@ class TorchDenoiser:
     def _loss_gradient(self, query: LossGradient) -> ImageLoss:
         if self.decode is None:
             raise TypeError("LossGradient needs a denoiser with a decoder")
-        if self.prediction_type == "sample" and not query.through_unet:
-            raise ValueError("a network that predicts x0 has no gradient but through_unet=True")
+        if not query.through_unet and bool((query.alpha_bars == 0).any()):
+            raise ValueError("at zero SNR x0 has no gradient but through_unet=True")
         with torch.enable_grad():
             latents = query.latents.detach().clone().requires_grad_()
             with torch.set_grad_enabled(query.through_unet):
                 prediction, _ = self._predict(latents, query.timesteps, query.conditioning, None)
             eps, x0 = eps_and_x0(prediction, latents, query.alpha_bars, self.prediction_type)
+            if not query.through_unet:  # eps is what stays, whatever the network predicts
+                signal = query.alpha_bars.sqrt().to(latents)[:, None, None, None]
+                spread = (1 - query.alpha_bars).sqrt().to(latents)[:, None, None, None]
+                x0 = (latents - spread * eps.detach()) / signal
             shown = x0 if query.offset is None else x0 + query.offset
             loss = query.loss(self.decode(shown))
             if loss.shape != (query.rows,):
