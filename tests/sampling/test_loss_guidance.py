@@ -5,6 +5,7 @@ from pivotal.control import NoEdit
 from pivotal.driver import drive
 from pivotal.query import LossGradient
 from pivotal.sampling import ddim
+from pivotal.sampling.guidance import both_noises
 from pivotal.sampling.loss_guidance import LossGuidance, sample
 from pivotal.sampling.losses import channel_level, preservation, similarity
 from pivotal.schedule import NoiseLevels, ScheduleConfig
@@ -142,3 +143,57 @@ def test_losses_are_what_they_say():
 def test_impossible_wishes_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_the_gradient_is_the_same_whatever_the_network_predicts(torch_denoiser, latents, prompts):
+    """eps stays and x0 moves by 1 / sqrt(alpha_bar): a move of the latents moves the picture so."""
+    loss, z, alpha_bars = channel_level("blue"), latents(2), torch.tensor([0.01, 0.9]).double()
+    query = LossGradient(z, torch.tensor([800.0, 90.0]), alpha_bars, prompts(2), loss)
+    signal, spread = (root.sqrt()[:, None, None, None] for root in (alpha_bars, 1 - alpha_bars))
+    for kind in ("epsilon", "v_prediction", "sample"):
+        answer = torch_denoiser(kind, decode=decode).answer(query)
+        moved = z.clone().requires_grad_()
+        x0 = (moved - spread * answer.eps) / signal
+        (expected,) = torch.autograd.grad(loss(decode(x0)).sum(), moved)
+        torch.testing.assert_close(answer.gradient, expected)
+        torch.testing.assert_close(answer.x0, x0.detach())
+
+
+def test_under_routes_the_loss_sees_the_guided_picture(
+    torch_denoiser, latents, prompts, swap_routes
+):
+    """The last picture that is decoded is of the routed and guided prediction."""
+    seen = []
+
+    def loss(pictures):
+        seen.append(pictures.detach())
+        return pictures.mean(dim=(1, 2, 3))
+
+    class Swap(NoEdit):
+        def routes(self, step):
+            return routes
+
+    denoiser, cond, null = torch_denoiser(decode=decode), prompts(2, seed=1), prompts(2, seed=2)
+    routes = swap_routes(denoiser.unet)
+    schedule = gentle(2)
+    guidance = LossGuidance(loss, scale=0.0, periodicity=1)
+    end = drive(
+        sample(schedule, latents(2), cond, lambda step: null, SCALE, Swap(), guidance=guidance),
+        denoiser,
+    )
+    high = schedule.levels[1]
+    start = drive(
+        ddim.sample(schedule, latents(2), cond, lambda step: null, SCALE, Swap()), denoiser
+    )
+    torch.testing.assert_close(end, start)
+    first = {}
+
+    class Keep(Swap):
+        def after_step(self, step, latents, word_maps):
+            first.setdefault(step, latents)
+            return latents
+
+    drive(ddim.sample(schedule, latents(2), cond, lambda step: null, SCALE, Keep()), denoiser)
+    uncond, own = drive(both_noises(first[0], high, cond, null, routes), denoiser)
+    expected = decode(uncond.x0 + SCALE * (own.x0 - uncond.x0))
+    torch.testing.assert_close(seen[-1], expected)

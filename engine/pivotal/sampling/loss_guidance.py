@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pivotal.attention_routes import AttentionRoutes
 from pivotal.control import Control
-from pivotal.query import Algorithm, Conditioning, LossGradient, Noise, Progress, every_row
+from pivotal.query import Algorithm, Conditioning, Denoise, LossGradient, Noise, Progress, every_row
 from pivotal.schedule import NoiseLevel, Schedule
 
 from .euler import require_finite_sigma
@@ -55,15 +55,19 @@ def sample(
 ) -> Algorithm[Tensor]:
     """Latents [R, C, h, w] at the noisiest level to the clean one, by DDIM with a loss's guidance.
 
-    A guided step asks one row more an image. Raises ValueError at zero terminal SNR.
+    A guided step asks one row more an image, under routes two. Raises ValueError at zero
+    terminal SNR.
     """
     require_finite_sigma(schedule)
     for step, high, low in schedule.descending():
         yield from Progress("sample", step, schedule.steps)
+        routes = control.routes(step)
         noise, own = yield from _both(
-            latents, high, conditioning, null(step), guidance_scale, control.routes(step)
+            latents, high, conditioning, null(step), guidance_scale, routes
         )
         if guidance.acts(step):
+            if routes is not None:  # the gradient's own prediction follows no routes
+                own = yield from Denoise.at(latents, high, conditioning)
             move = yield from loss_move(latents, noise, own, high, conditioning, guidance)
             # The noise stays as it was predicted; what it leaves of the moved latents is x0.
             latents = latents + move
@@ -82,7 +86,8 @@ def loss_move(
 ) -> Algorithm[Tensor]:
     """How latents [R, C, h, w] should move: `-sigma^2 k dloss/dx` in sigma space, said in latents.
 
-    noise: the guided prediction, of whose x0 the loss is taken; own: the conditional one alone.
+    noise: the guided prediction, of whose x0 the loss is taken; own: the conditional one
+    alone, without routes.
     """
     timesteps, alpha_bars = every_row(latents, level)
     answer = yield from LossGradient(
