@@ -77,9 +77,9 @@ def test_strides_are_followed(generator, dtype):
 
 
 @pytest.mark.slow
-def test_offsets_beyond_32_bits_are_followed(generator):
+def test_offsets_beyond_32_bits_are_followed(generator, monkeypatch):
     """Rows that lie 2.4 GB apart in memory that is reserved and hardly touched."""
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     inputs = inputs_of(generator, columns=2, dtype=torch.float16)
     far = 1_200_000_000  # elements: two rows on, 32 bits are not enough
 
@@ -92,7 +92,6 @@ def test_offsets_beyond_32_bits_are_followed(generator):
     )
     one, other = (routed_attention(**i.arguments(), impl="triton") for i in (inputs, spread))
     assert torch.equal(one.out, other.out)
-    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 @pytest.mark.slow
