@@ -142,3 +142,11 @@ def test_impossible_options_are_refused():
             ReNoiseOptions(**{option: -1})
     with pytest.raises(ValueError, match="rolls=0; 1 or more"):
         ReNoiseOptions(rolls=0)
+    with pytest.raises(ValueError, match=f"seed={2**63}; 0 to {2**63 - 1} is possible"):
+        ReNoiseOptions(seed=2**63)
+
+
+def test_penalties_refuse_latents_narrower_than_a_patch(calm, gentle, case, there):
+    z, *prompts = case()
+    with pytest.raises(ValueError, match="4 x 4 or more and these are 8 x 3; set regularisation"):
+        there(renoise, calm(), gentle(2), (z[..., :3], *prompts), ReNoiseOptions())
