@@ -5,8 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from baselines.null_text import null_text_inversion
-from baselines.schedule import make_schedule
 from pivotal.control import NoEdit
 from pivotal.driver import drive
 from pivotal.inversion import null_text_ablations, null_text_line_search, null_text_parallel
@@ -159,25 +157,37 @@ def test_each_timesteps_parallel_fit_is_a_line_search_from_its_pivot(
         torch.testing.assert_close(found, hidden, rtol=1e-4, atol=1e-6)
 
 
-def test_the_unablated_ablation_is_null_text(calm, calm_unet, gentle, case, there):
-    """Fitting the null for each step from DDIM's pivots, by Adam at a constant rate."""
+@pytest.mark.parametrize("fitted", ["null", "prompt"])
+def test_embeddings_of_each_step_are_plain_adams(calm, calm_unet, gentle, case, there, fitted):
+    """By autograd and torch's own Adam, at every step and for several iterations."""
     one, schedule = case(), gentle(STEPS)
-    options = AblationOptions(guidance_scale=SCALE, embeddings="each", iterations=1)
+    options = AblationOptions(guidance_scale=SCALE, fitted=fitted, embeddings="each", iterations=3)
     ours = there(null_text_ablations, calm(), schedule, one, options)
-    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.003}
-    theirs = null_text_inversion(
-        calm_unet(),
-        make_schedule({**config, "steps_offset": 1, "set_alpha_to_one": False}, STEPS),
-        one[0],
-        one[1].hidden_states,
-        one[2].hidden_states,
-        inner_steps=1,
-        guidance_scale=SCALE,
-        early_stop_epsilon=0.0,
-    )
-    first = ours.stored["embeddings"][0, 0] - one[2].hidden_states[0]
-    expected = theirs.nulls[0][0] - one[2].hidden_states[0]
-    torch.testing.assert_close(first, expected, rtol=1e-3, atol=1e-7)
+    unet, z, pivots = calm_unet(), one[0], [one[0]]
+    cond, null = one[1].hidden_states, one[2].hidden_states
+    with torch.no_grad():
+        for low, high in schedule.ascending():
+            a, b = coefficients(low, high)
+            z = a * z + b * eps_of(unet, z, high.timestep, cond)
+            pivots.append(z)
+    hidden = (null if fitted == "null" else cond).clone().requires_grad_()
+    for step, high, low in schedule.descending():
+        a, b = coefficients(high, low)
+
+        def end(at=z, a=a, b=b, timestep=high.timestep):
+            eps_u = eps_of(unet, at, timestep, hidden if fitted == "null" else null)
+            eps_c = eps_of(unet, at, timestep, cond if fitted == "null" else hidden)
+            return a * at + b * (eps_u + SCALE * (eps_c - eps_u))
+
+        adam = torch.optim.Adam([hidden], lr=options.learning_rate)
+        for _ in range(options.iterations):
+            adam.zero_grad()
+            (pivots[-2 - step] - end()).square().mean().backward()
+            adam.step()
+        found = ours.stored["embeddings"][:, step]
+        torch.testing.assert_close(found, hidden.detach(), rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            z = end()
 
 
 @pytest.mark.parametrize("fitted", ["null", "prompt"])
