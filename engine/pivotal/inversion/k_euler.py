@@ -29,9 +29,8 @@ class KEulerOptions:
     """derivative_at: the sigma, and its timestep, at which a step's derivative is taken: the
     step's lower end (at least the smallest that the network knows), its upper one, or their mean.
 
-    heun: a second derivative, at the upper end, is averaged with the first. The defaults came
-    nearest on a trained model; of one evaluation a step, "mean" did (benchmarks/methods). grid: of
-    both ways. invert_steps: of the way up, the sampler's count if None. guidance_scale: of the way
+    heun: a second derivative, at the upper end, is averaged with the first. grid: of both
+    ways. invert_steps: of the way up, the sampler's count if None. guidance_scale: of the way
     up; 0 asks the empty prompt alone, as the first author did.
     """
 

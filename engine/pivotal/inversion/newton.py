@@ -31,8 +31,8 @@ class NewtonOptions:
     ab_high / ab_low), against the residual; the paper's guidance, 0 for none. smallest_gradient:
     elements of the gradient nearer to 0 are taken as this large, or the update, which divides by
     them, explodes. through_network: with the network's part of the gradient, which the authors'
-    code leaves out and which on a trained model bought nothing (benchmarks/methods).
-    guidance_scale: of the step that is inverted.
+    code leaves out. guidance_scale: of the step that is inverted, 1 whatever the replay's unless
+    given; only at its own does the replay solve the same equation.
     """
 
     iterations: int = 3

@@ -31,7 +31,8 @@ class ReNoiseOptions:
     (where there are none, the last one is taken). regularisation_steps: descents of each prediction
     that is kept towards uncorrelated noise (weight `pair_weight`, `rolls` random shifts each) with
     the patch statistics of honestly noised latents (weight `divergence_weight`); 0 for none. seed:
-    of that noise and of the shifts. guidance_scale: of the step that is inverted.
+    of that noise and of the shifts. guidance_scale: of the step that is inverted,
+    1 whatever the replay's unless given.
     """
 
     renoise_steps: int = 1

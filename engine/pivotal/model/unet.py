@@ -30,7 +30,8 @@ class RoutedUNet(nn.Module):
     """A UNet2DConditionModel whose every attention layer can follow `AttentionRoutes`.
 
     word_map_downscale: cross-attention layers at this fraction of the latents' side report word
-    maps, averaged over layers and heads.
+    maps, averaged over layers and heads. impl: of routed cross-attention alone; self-attention and
+    whatever has no routes are torch's fused attention.
     """
 
     def __init__(
