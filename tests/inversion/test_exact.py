@@ -195,6 +195,24 @@ def test_what_a_control_changes_stays_changed(calm, gentle, case, there, back, n
     torch.testing.assert_close(again, one[0][[0, 0]], **EXACT)
 
 
+def test_edicts_pair_is_put_back_together(calm, recording, gentle, case, there, back):
+    """Where a target was given the source's latents, both of its pair are the source's."""
+
+    class Copying(NoEdit):
+        def sources(self, rows):
+            return torch.zeros(rows, dtype=torch.int64)
+
+        def after_step(self, step, latents, word_maps):
+            return latents[[0, 0]]
+
+    schedule, two, options = gentle(STEPS), case(2), EDICTOptions(guidance_scale=1.0)
+    one, denoiser = (two[0][:1], *(part.select(torch.tensor([0])) for part in two[1:])), calm()
+    inverted, asked = there(edict, denoiser, schedule, one, options), recording(denoiser)
+    back(edict, asked, schedule, inverted.expand(2), two, 1.0, options, Copying())
+    for query in asked.batches[::2]:  # the first of each step: of the one latents or the other
+        torch.testing.assert_close(query.latents[1], query.latents[0], rtol=0, atol=0)
+
+
 def test_where_the_last_step_stands_still_belm_asks_ddims_rows(torch_denoiser, case, there):
     schedule = NoiseLevels(ScheduleConfig(beta_end=0.003, steps_offset=0)).schedule(STEPS)
     assert schedule.levels[0].alpha_bar == schedule.levels[1].alpha_bar

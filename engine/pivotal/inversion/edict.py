@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pivotal.attention_routes import AttentionRoutes
@@ -80,6 +81,7 @@ def replay(
     """
     x, y = inverted.noise, inverted.stored["partner"]
     p = options.mixing
+    sources = control.sources(x.shape[0]).to(x.device)
     for step, high, low in schedule.descending():
         yield from Progress("sample", step, schedule.steps)
         a, b = ddim_coefficients(high, low)
@@ -96,7 +98,9 @@ def replay(
         if maps is not None and noise.word_maps is not None:
             maps = (maps + noise.word_maps) / 2
         changed = control.after_step(step, x, maps)
-        x, y = changed, y + (changed - x)
+        shifted = y + (changed - x)
+        # Where a row was given its source's latents, it is given their partner as well.
+        x, y = changed, torch.where(changed == changed[sources], shifted[sources], shifted)
     return x.to(conditioning.hidden_states.dtype)
 
 
