@@ -171,7 +171,7 @@ def _from_cache(
             policy=task.picture.policy,
             fingerprint=runner.model.fingerprint,
             prompt=task.prompt,
-            schedule=settings.schedule.record(),
+            schedule=settings.method.grid(settings.schedule, settings.options).record(),
             method=settings.method.name,
             options=asdict(settings.options),
             guidance_scale=settings.guidance_scale,
