@@ -1,6 +1,7 @@
 """Small real networks and exact denoisers that all tests share."""
 
 import copy
+import signal
 from dataclasses import dataclass, field, fields, replace
 
 import pytest
@@ -15,6 +16,12 @@ from pivotal.sampling.steps import eps_and_x0
 from pivotal.schedule import NoiseLevels, ScheduleConfig
 
 LENGTH, WIDTH, SIDE = 7, 16, 8
+
+
+def pytest_configure(config):
+    """A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item):
