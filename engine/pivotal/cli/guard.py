@@ -153,14 +153,12 @@ def _flush(stream: Any) -> None:
 
 @contextmanager
 def _minding(interruption: Interruption, own: bool) -> Iterator[None]:
-    """Let Ctrl-C reach `interruption`, in the main thread of a process that does not ignore it.
-
-    SIGTERM and SIGHUP too, where nobody else minds them.
+    """Let Ctrl-C reach `interruption`, in the main thread; SIGTERM and SIGHUP too, where nobody
+    else minds them. What the process was started to ignore stays ignored.
     """
     import threading
 
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before, unraisable = signal.getsignal(signal.SIGINT), sys.unraisablehook
@@ -177,7 +175,8 @@ def _minding(interruption: Interruption, own: bool) -> Iterator[None]:
     ]
     for number in ends:
         signal.signal(number, interruption.end)
-    signal.signal(signal.SIGINT, interruption.interrupt)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interruption.interrupt)
     sys.unraisablehook = unless_interrupted
     try:
         yield
