@@ -8,7 +8,7 @@ from pivotal.attention_routes import AttentionRoutes
 from pivotal.cancellation import Cancellation
 from pivotal.control import NoEdit
 from pivotal.driver import Driver, Job, drive, drive_many, require
-from pivotal.errors import BackendError, Cancelled
+from pivotal.errors import BackendError, Cancelled, DeadlineExceeded
 from pivotal.inversion import ddim, null_text
 from pivotal.query import Conditioning, Denoise, LossGradient, NoiseGradient, Progress
 from pivotal.sampling.ddim import sample
@@ -675,3 +675,100 @@ def test_conditioning_moves_as_a_whole(prompts):
         moved.pooled.device.type,
         moved.time_ids.device.type,
     } == {"meta"}
+
+
+def test_a_newcomer_is_in_the_batch_after_the_one_that_runs(exact, recording, question):
+    """Among jobs of another kind, too, whose questions alternate and fill every batch."""
+    denoiser = recording(exact)
+    driver = Driver(denoiser, max_rows=2)
+    for side in (8, 12):
+        driver.add(Job(ask(*[question(2, side=side)] * 20)))
+    for _ in range(5):
+        driver.turn()
+        driver.turn()
+        newcomer = driver.add(Job(ask(question(1, side=16))))
+        driver.turn()
+        assert denoiser.batches[-1].latents.shape[-1] == 16
+        assert newcomer.rows_asked == 1
+    driver.run()
+
+
+def test_the_higher_priority_goes_first_and_equals_alternate(exact, question):
+    order = []
+
+    def asking(name):
+        for _ in range(3):
+            yield from question()
+            order.append(name)
+
+    driver = Driver(exact, max_rows=1)
+    for name, priority in (("low", -1), ("a", 1), ("b", 1)):
+        driver.add(Job(asking(name), name, priority=priority))
+    for _ in range(6):
+        driver.turn()
+    assert [name for name in order if name != "low"][:4] == ["a", "b", "a", "b"]
+    assert order.count("low") <= 1
+
+
+@pytest.mark.parametrize("gap", [0, 1, 3])
+def test_no_job_starves_whatever_comes_before_it(exact, question, gap):
+    """A stream of newcomers of a higher priority, each of which fills a batch."""
+    driver = Driver(exact, max_rows=1)
+    patient = driver.add(Job(ask(*[question()] * 2), "patient"))
+    driver.turn()  # newcomers go before those that were served already
+    turns = 0
+    while not patient.done:
+        driver.add(Job(ask(question()), priority=gap))
+        driver.turn()
+        turns += 1
+    assert turns <= Driver.PATIENCE * (gap + 1) + 1
+
+
+def test_jobs_share_no_more_than_shared_rows_but_one_alone_may_ask_for_more(
+    exact, recording, question
+):
+    denoiser = recording(exact)
+    driver = Driver(denoiser, shared_rows=4)
+    jobs = [driver.add(Job(ask(question(rows, seed=rows)))) for rows in (6, 2, 1, 3)]
+    driver.run()
+    assert sorted(denoiser.sizes) == [2, 4, 6]
+    for job, rows in zip(jobs, (6, 2, 1, 3), strict=True):
+        expected = exact.answer(question(rows, seed=rows)).eps
+        torch.testing.assert_close(job.result()[0].eps, expected)
+
+
+def test_a_jobs_own_max_rows_bounds_the_batches_that_it_is_in(exact, recording, question):
+    denoiser = recording(exact)
+    driver = Driver(denoiser)
+    small = driver.add(Job(ask(question(4)), max_rows=2))
+    driver.add(Job(ask(question(5, seed=1))))
+    driver.run()
+    assert small.rows_asked == 4
+    assert sum(denoiser.sizes) == 9
+    assert sum(size for size in denoiser.sizes if size <= 2) >= 4
+
+
+def test_a_question_of_no_rows_is_answered(exact, question):
+    (answer,) = drive(
+        ask(question(2).select(torch.tensor([], dtype=torch.int64))), exact, max_rows=1
+    )
+    assert answer.eps.shape[0] == 0
+
+
+def test_a_deadline_that_has_passed_closes_the_job(exact, question):
+    def slow():
+        while True:
+            yield from question()
+
+    job = Job(slow(), "the long one", cancellation=Cancellation(deadline=0.02))
+    driver = Driver(exact)
+    driver.add(job)
+    driver.run()
+    with pytest.raises(DeadlineExceeded, match="the long one had not ended by its deadline of 0.0"):
+        job.result()
+
+
+@pytest.mark.parametrize("deadline", [0, -1.0, float("nan")])
+def test_a_deadline_that_is_no_positive_number_is_refused(deadline):
+    with pytest.raises(ValueError, match="deadline="):
+        Cancellation(deadline=deadline)

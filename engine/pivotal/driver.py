@@ -4,13 +4,14 @@ batch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
 
-from .errors import BackendError, Cancelled
+from .errors import BackendError
 from .job import Job, Listener
 from .query import Algorithm, Answer, Query, Result
 
@@ -68,37 +69,55 @@ class _Share(NamedTuple):
 
 
 class Driver:
-    """Runs jobs together. Each `turn` answers the open question of every live job; jobs join
-    between turns.
+    """Runs jobs together, a UNet batch each `turn`; jobs join and leave between turns.
 
-    max_rows: the most UNet rows in one batch; None for no limit. Rows tied by donors are never
-    split.
+    Who goes first: the highest priority. A job counts one higher for every `PATIENCE` batches that
+    have passed it over, so none waits for ever. Among equals newcomers come first, then whoever
+    has waited longest. What fits beside the first shares its batch.
+
+    max_rows: the most UNet rows in one batch; None for no limit. A job's own `max_rows` bounds
+    the batches that it is in. Rows tied by donors are never split. shared_rows: the most rows in a
+    batch that several jobs share; one job's own may be more.
     """
 
-    def __init__(self, denoiser: Denoiser, *, max_rows: int | None = None) -> None:
-        if max_rows is not None and max_rows < 1:
-            raise ValueError(f"max_rows={max_rows}; at least 1 is needed")
+    PATIENCE = 4
+
+    def __init__(
+        self, denoiser: Denoiser, *, max_rows: int | None = None, shared_rows: int | None = None
+    ) -> None:
+        for name, rows in (("max_rows", max_rows), ("shared_rows", shared_rows)):
+            if rows is not None and rows < 1:
+                raise ValueError(f"{name}={rows}; at least 1 is needed")
         self.denoiser = denoiser
         self.max_rows = max_rows
-        self.live: list[Job] = []  # type: ignore[type-arg]
+        self.shared_rows = shared_rows
+        self.live: list[Job] = []  # type: ignore[type-arg]  # who was answered last comes last
 
     def add(self, job: Job[Result]) -> Job[Result]:
         """Start a job: it runs up to its first query."""
         self.live.append(job)
-        with self._closing_all_on_interruption(), torch.no_grad():
-            job._advance(lambda: next(job.algorithm))
-        if job.done:
-            self.live.remove(job)
+        try:
+            with self._closing_all_on_interruption(), torch.no_grad():
+                job._advance(lambda: next(job.algorithm))
+        finally:
+            if job.done:
+                self.live.remove(job)
         return job
 
     def turn(self) -> None:
-        """Answer every open question once, in as few UNet batches as `max_rows` allows."""
-        with self._closing_all_on_interruption(), torch.no_grad():
-            for job in self.live:
-                if job.cancelled:
-                    job._close(Cancelled(f"{job.name} was cancelled"))
-            self._answer_all()
-        self.live = [job for job in self.live if not job.done]
+        """Answer one UNet batch: of the job that comes first, and of those that fit beside it."""
+        batch: list[_Share] = []
+        try:
+            with self._closing_all_on_interruption(), torch.no_grad():
+                for job in self.live:
+                    if job.cancelled:
+                        job._close(job.ending())
+                batch = self._next_batch()
+                self._answer(batch)
+        finally:
+            answered = [share.job for share in batch if not share.open]
+            waiting = [job for job in self.live if job not in answered]
+            self.live = [job for job in (*waiting, *answered) if not job.done]
 
     def run(self) -> None:
         """Turn until no job is live."""
@@ -115,49 +134,57 @@ class Driver:
                     job._close(interruption)
             raise
 
-    def _answer_all(self) -> None:
-        groups: dict[Hashable, list[Job]] = {}  # type: ignore[type-arg]
-        for job in self.live:
-            if job._wanted is not None:
-                groups.setdefault(job._wanted.batch_key(), []).append(job)
-        for jobs in groups.values():
-            for batch in self._batches(jobs):
-                self._answer(batch)
+    def _next_batch(self) -> list[_Share]:
+        """Rows of one kind of query, those of the job that comes first before all others."""
+        waiting = [job for job in self.live if job._wanted is not None]
+        waiting.sort(key=lambda job: (-job.priority - job._passed // self.PATIENCE, job._asked > 1))
+        batch: list[_Share] = []
+        kind: Hashable = None
+        filled, most = 0, self.max_rows or sys.maxsize
+        for job in waiting:
+            assert job._wanted is not None
+            job._passed += 1
+            if batch and job._wanted.batch_key() != kind:
+                continue
+            most = min(most, job.max_rows or sys.maxsize)
+            shared = min(most, self.shared_rows or sys.maxsize) if batch else most
+            rows = self._rows_within(job, shared - filled)
+            if rows is not None:
+                kind, filled = job._wanted.batch_key(), filled + len(rows)
+                batch.append(_Share(job, rows, job._asked))
+                job._passed = 0
+        return batch
 
-    def _batches(self, jobs: Sequence[Job]) -> list[list[_Share]]:  # type: ignore[type-arg]
-        """Pack rows, tied ones together, into batches of at most `max_rows`."""
-        batches: list[list[_Share]] = [[]]
-        filled = 0
-        for job in jobs:
-            for tied in self._tied_rows(job):
-                if self.max_rows is not None and filled + len(tied) > self.max_rows:
-                    batches.append([])
-                    filled = 0
-                if batches[-1] and batches[-1][-1].job is job:
-                    batches[-1][-1].rows.extend(tied)
-                else:
-                    batches[-1].append(_Share(job, list(tied), job._asked))
-                filled += len(tied)
-        return batches
+    def _rows_within(self, job: Job, room: int) -> list[int] | None:  # type: ignore[type-arg]
+        """As many of a job's open rows as there is room for, tied ones together, or None.
 
-    def _tied_rows(self, job: Job) -> list[list[int]]:  # type: ignore[type-arg]
-        """Rows that need one batch, each group within `max_rows`, or the job's error."""
+        Ties that no batch can hold are the job's error.
+        """
         query = job._wanted
         assert query is not None
-        if self.max_rows is None:
-            return [list(range(query.rows))]
+        answered = {row for rows, _ in job._parts for row in rows}
+        if query.rows - len(answered) <= room:
+            return [row for row in range(query.rows) if row not in answered]
+        limit = min(self.max_rows or sys.maxsize, job.max_rows or sys.maxsize)
         try:
             ties = query.ties()
-            most = max(map(len, ties), default=0)
-            if most > self.max_rows:
+            largest = max(map(len, ties), default=0)
+            if largest > limit:
                 raise ValueError(
-                    f"{most} rows share attention and need one batch, but "
-                    f"max_rows={self.max_rows}; raise it or edit fewer targets at once"
+                    f"{largest} rows share attention and need one batch, but "
+                    f"max_rows={limit}; raise it or edit fewer targets at once"
                 )
         except Exception as error:
             job._fail(error)
-            return []
-        return ties
+            return None
+        taken: list[int] = []
+        for tied in ties:
+            if tied[0] in answered:
+                continue
+            if len(taken) + len(tied) > room:
+                break
+            taken.extend(tied)
+        return taken or None
 
     def _answer(self, batch: list[_Share]) -> None:
         shares = [share for share in batch if share.open]

@@ -52,6 +52,22 @@ class Cancelled(PivotalError):
     """The job was cancelled; its generator was closed."""
 
 
+class DeadlineExceeded(Cancelled):
+    """The job was closed because its deadline had passed."""
+
+
+class QueueFullError(PivotalError):
+    """An engine has as many submitted calls in progress as it takes; try again later."""
+
+
+class EngineClosedError(PivotalError):
+    """A call was submitted to an engine that was closed, or that belongs to another process."""
+
+
+class WorkerError(PivotalError):
+    """The thread that ran the submitted calls ended unexpectedly; its cause is attached."""
+
+
 class BatchError(PivotalError):
     """Some of several images could not be inverted. What the others gave is not lost.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from .cancellation import Cancellation
+from .errors import Cancelled
 from .query import Algorithm, Answer, Progress, Query, Result
 
 Listener = Callable[[Progress], None]
@@ -14,13 +15,18 @@ Listener = Callable[[Progress], None]
 
 @dataclass(eq=False)
 class Job(Generic[Result]):
-    """One algorithm on its way: its open question, how far it is, and how it ended."""
+    """One algorithm on its way: its open question, how far it is, and how it ended.
+
+    priority: jobs of a higher one go first. max_rows: the most rows in a batch that it is in.
+    """
 
     algorithm: Algorithm[Result]
     name: str = "job"
     method: str = ""
     listener: Listener | None = None
     cancellation: Cancellation | None = None
+    priority: int = 0
+    max_rows: int | None = None
     rows_asked: int = 0  # UNet rows answered so far
     progress: Progress | None = None
     done: bool = False
@@ -28,6 +34,7 @@ class Job(Generic[Result]):
     _value: Result | None = None
     _wanted: Query | None = None
     _asked: int = 0  # questions so far; tells a question from a second one that is the same object
+    _passed: int = 0  # batches since its last that went without it
     _own: Cancellation = field(default_factory=Cancellation)
     _parts: list[tuple[list[int], Answer]] = field(default_factory=list)
 
@@ -43,6 +50,11 @@ class Job(Generic[Result]):
         """Asked to end, by `cancel` or by the cancellation that it shares with others."""
         shared = self.cancellation is not None and self.cancellation.cancelled
         return shared or self._own.cancelled
+
+    def ending(self) -> Cancelled:
+        """What to close a cancelled job with."""
+        shared = self.cancellation
+        return (self._own if shared is None or not shared.cancelled else shared).error(self.name)
 
     def result(self) -> Result:
         """What the algorithm returned. Raises its error, or Cancelled."""
@@ -67,8 +79,10 @@ class Job(Generic[Result]):
             self._asked += 1
         except StopIteration as stop:
             self.done, self._value, self._wanted = True, stop.value, None
-        except Exception as error:
+        except BaseException as error:
             self._close(error)
+            if not isinstance(error, Exception):
+                raise
 
     def _fail(self, error: Exception) -> None:
         """Throw a backend's error into the generator that asked, saying where it happened."""
