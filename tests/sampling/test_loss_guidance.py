@@ -1,13 +1,17 @@
+from functools import partial
+
 import pytest
 import torch
 
 from pivotal.control import NoEdit
 from pivotal.driver import drive
 from pivotal.query import LossGradient
-from pivotal.sampling import ddim
+from pivotal.sampling import ddim, euler
+from pivotal.sampling.draws import seeded
 from pivotal.sampling.guidance import both_noises
-from pivotal.sampling.loss_guidance import LossGuidance, sample
+from pivotal.sampling.loss_guidance import LossGuidance
 from pivotal.sampling.losses import channel_level, preservation, similarity
+from pivotal.sampling.samplers import SAMPLERS
 from pivotal.schedule import NoiseLevels, ScheduleConfig
 
 STEPS, SCALE = 4, 2.0
@@ -25,12 +29,10 @@ def decode(latents):
 
 @pytest.fixture
 def run(torch_denoiser, latents, prompts):
-    def make(guidance=None, *, rows=1, denoiser=None):
+    def make(guidance=None, *, rows=1, denoiser=None, sampler=ddim.sample):
         cond, null = prompts(rows, seed=1), prompts(rows, seed=2)
-        more = {} if guidance is None else {"guidance": guidance}
-        chosen = ddim.sample if guidance is None else sample
-        algorithm = chosen(
-            gentle(), latents(rows), cond, lambda step: null, SCALE, NoEdit(), **more
+        algorithm = sampler(
+            gentle(), latents(rows), cond, lambda step: null, SCALE, NoEdit(), loss=guidance
         )
         return drive(algorithm, denoiser or torch_denoiser(decode=decode))
 
@@ -86,6 +88,39 @@ def test_it_acts_at_every_so_many_steps_and_never_the_first(run, torch_denoiser,
     assert kinds == [False, False, False, True, False]
 
 
+@pytest.mark.parametrize("name", ["euler", "lms", "dpm++", "ddpm", "euler-ancestral"])
+def test_it_guides_every_sampler(run, name):
+    loss, sampler = channel_level("blue"), SAMPLERS[name]
+
+    def sampled(guidance):
+        fresh = {"draw": seeded([1])} if sampler.draws else {}
+        return run(guidance, sampler=partial(sampler.sample, **fresh))
+
+    guided = sampled(LossGuidance(loss, scale=200.0, periodicity=1))
+    assert loss(decode(guided)).item() < 0.9 * loss(decode(sampled(None))).item()
+
+
+def test_with_eulers_step_it_is_the_courses_loop_too(run):
+    guidance = LossGuidance(channel_level("blue"), periodicity=2)
+    ours, theirs = run(guidance, sampler=euler.sample), run(guidance)
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_at_zero_terminal_snr_it_acts_from_the_second_step_on(latents, prompts, torch_denoiser):
+    config = ScheduleConfig(
+        prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
+    )
+    guidance = LossGuidance(channel_level("blue"), periodicity=1)
+    found = drive(
+        ddim.sample(
+            NoiseLevels(config).schedule(3), latents(), prompts(), lambda step: prompts(seed=2),
+            SCALE, NoEdit(), loss=guidance,
+        ),
+        torch_denoiser("v_prediction", decode=decode),
+    )  # fmt: skip
+    assert found.isfinite().all()
+
+
 def test_through_the_unet_the_move_is_another(run):
     loss = channel_level("blue")
     plain = run(LossGuidance(loss, periodicity=1))
@@ -102,9 +137,9 @@ def test_two_rows_are_each_alone(run, torch_denoiser, latents, prompts):
     one = torch.tensor([1])
     null = prompts(2, seed=2).select(one)
     alone = drive(
-        sample(
+        ddim.sample(
             gentle(), latents(2)[one], prompts(2, seed=1).select(one), lambda step: null, SCALE,
-            NoEdit(), guidance=guidance,
+            NoEdit(), loss=guidance,
         ),
         denoiser,
     )  # fmt: skip
@@ -138,6 +173,12 @@ def test_losses_are_what_they_say():
             "the mask keeps no pixel",
         ),
         (lambda: LossGuidance(similarity(torch.zeros(1)), periodicity=0), "periodicity=0; 1 or"),
+        (lambda: LossGuidance(similarity(torch.zeros(1)), scale=float("nan")), "scale=nan; a fin"),
+        (lambda: LossGuidance("blue"), "loss='blue'; a function of pictures"),
+        (
+            lambda: similarity(torch.zeros(3, 1, 1))(torch.zeros(1, 3, 4, 5)),
+            r"a picture or mask of \[1, 1\] \(height, width\); \[4, 5\] are made",
+        ),
     ],
 )
 def test_impossible_wishes_are_refused(make, sentence):
@@ -178,7 +219,7 @@ def test_under_routes_the_loss_sees_the_guided_picture(
     schedule = gentle(2)
     guidance = LossGuidance(loss, scale=0.0, periodicity=1)
     end = drive(
-        sample(schedule, latents(2), cond, lambda step: null, SCALE, Swap(), guidance=guidance),
+        ddim.sample(schedule, latents(2), cond, lambda step: null, SCALE, Swap(), loss=guidance),
         denoiser,
     )
     high = schedule.levels[1]

@@ -10,8 +10,9 @@ import torch
 from pivotal.control import NoEdit
 from pivotal.driver import drive
 from pivotal.query import Conditioning, Noise
-from pivotal.sampling import ddim, dpm_solver, euler, linear_multistep, stochastic
-from pivotal.sampling.euler import ancestral_sigmas, seeded
+from pivotal.sampling import ddim, dpm_solver, euler, linear_multistep
+from pivotal.sampling.draws import drawn_from, seeded
+from pivotal.sampling.euler import ancestral_sigmas
 from pivotal.sampling.linear_multistep import multistep_weights
 from pivotal.sampling.posterior import posterior_mean, posterior_std
 from pivotal.sampling.samplers import SAMPLERS, sampler_named, schedule_of_step_size
@@ -176,7 +177,7 @@ def test_ddim_with_eta_is_equation_12(run, eps, latents, eta):
         sigma = eta * ((1 - ab_low) / (1 - ab)) ** 0.5 * (1 - ab / ab_low) ** 0.5
         x0 = (z - (1 - ab) ** 0.5 * predicted) / ab**0.5
         z = ab_low**0.5 * x0 + (1 - ab_low - sigma**2) ** 0.5 * predicted + sigma * draws[step]
-    found = run(stochastic.sample, schedule, eta=eta, draw=lambda step, latents: draws[step])
+    found = run(ddim.sample, schedule, eta=eta, draw=lambda step, latents: draws[step])
     torch.testing.assert_close(found, z, rtol=1e-6, atol=1e-6)
 
 
@@ -184,8 +185,10 @@ def test_eta_0_is_ddim_and_draws_nothing(run):
     def never(step, latents):
         raise AssertionError("no noise is needed")
 
-    found = run(stochastic.sample, gentle(), eta=0.0, draw=never)
-    torch.testing.assert_close(found, run(ddim.sample, gentle()), rtol=1e-9, atol=1e-9)
+    found = run(ddim.sample, gentle(), eta=0.0, draw=never)
+    assert torch.equal(found, run(ddim.sample, gentle()))
+    found = run(euler.sample_ancestral, gentle(), eta=0.0, draw=never)
+    torch.testing.assert_close(found, run(euler.sample, gentle()), rtol=1e-9, atol=1e-9)
 
 
 def test_eta_1_has_ddpms_posterior(levels, latents):
@@ -252,7 +255,7 @@ def test_errors_shrink_at_the_samplers_order(gaussian, name, least, most):
 def test_two_rows_are_each_alone(run, latents, torch_denoiser, prompts, name):
     sampler, schedule, denoiser = SAMPLERS[name], gentle(3), torch_denoiser()
     seeds = [5, 6]
-    more = [{"draw": seeded(given)} if sampler.stochastic else {} for given in (seeds, [5], [6])]
+    more = [{"draw": seeded(given)} if sampler.draws else {} for given in (seeds, [5], [6])]
     both = run(sampler.sample, schedule, rows=2, denoiser=denoiser, **more[0])
     for row in range(2):
         one = torch.tensor([row])
@@ -273,12 +276,29 @@ def test_zero_terminal_snr_is_for_ddim_and_ddpm_alone(run, torch_denoiser):
     )
     schedule, denoiser = NoiseLevels(config).schedule(3), torch_denoiser("v_prediction")
     for name, sampler in SAMPLERS.items():
-        more = {"draw": seeded([0])} if sampler.stochastic else {}
+        more = {"draw": seeded([0])} if sampler.draws else {}
         if name in ("ddim", "ddpm"):
             assert run(sampler.sample, schedule, denoiser=denoiser, **more).isfinite().all()
         else:
             with pytest.raises(ValueError, match="needs a finite sigma_max"):
                 run(sampler.sample, schedule, denoiser=denoiser, **more)
+
+
+def test_options_are_those_of_the_sampler():
+    assert SAMPLERS["lms"].options_from({}) == {"order": 4}
+    assert SAMPLERS["ddim"].options_from({"eta": 0.5}) == {"eta": 0.5}
+    for name, given, sentence in (
+        (
+            "euler",
+            {"eta": 0.5},
+            "euler has no option 'eta'.*none; eta is for ddim, euler-ancestral",
+        ),
+        ("ddim", {"rho": 7.0}, "ddim has no option 'rho'; its options are: eta$"),
+        ("ddim", {"eta": float("nan")}, "eta=nan; 0 to 1"),
+        ("lms", {"order": 1.5}, r"order=1\.5; a whole number"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            SAMPLERS[name].options_from(given)
 
 
 def test_wrong_words_and_numbers_are_refused(run, levels, latents):
@@ -288,9 +308,12 @@ def test_wrong_words_and_numbers_are_refused(run, levels, latents):
     with pytest.raises(ValueError, match="order=0; 1 or more"):
         run(linear_multistep.sample, gentle(), order=0)
     with pytest.raises(ValueError, match=r"eta=1\.5; 0 to 1"):
-        run(stochastic.sample, gentle(), eta=1.5, draw=seeded([0]))
-    with pytest.raises(ValueError, match="1 seeds for 2 rows"):
+        run(ddim.sample, gentle(), eta=1.5, draw=seeded([0]))
+    with pytest.raises(ValueError, match="fresh noise needs a source"):
+        run(ddim.sample, gentle(), eta=0.5)
+    with pytest.raises(ValueError, match="1 generators for 2 rows"):
         seeded([0])(0, latents(2))
+    assert drawn_from(torch.Generator())(0, latents(2)).shape == latents(2).shape
     assert schedule_of_step_size(levels, 20).steps == 50
     for size in (0, 3, 2000):
         with pytest.raises(ValueError, match=f"step_size={size}; a divisor of 1000"):

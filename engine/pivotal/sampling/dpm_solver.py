@@ -15,7 +15,7 @@ from pivotal.query import Algorithm, Conditioning, Noise, Progress
 from pivotal.schedule import NoiseLevel, Schedule
 
 from .euler import require_finite_sigma
-from .guidance import guided_noise
+from .loss_guidance import LossGuidance, predicted
 from .steps import ddim_step
 
 
@@ -26,6 +26,8 @@ def sample(
     null: Callable[[int], Conditioning],
     guidance_scale: float,
     control: Control,
+    *,
+    loss: LossGuidance | None = None,
 ) -> Algorithm[Tensor]:
     """Latents [R, C, h, w] at the noisiest level to the clean one.
 
@@ -36,8 +38,8 @@ def sample(
     before: tuple[NoiseLevel, Tensor] | None = None
     for step, high, low in schedule.descending():
         yield from Progress("sample", step, schedule.steps)
-        noise = yield from guided_noise(
-            latents, high, conditioning, null(step), guidance_scale, control.routes(step)
+        latents, noise = yield from predicted(
+            latents, step, high, conditioning, null(step), guidance_scale, control, loss
         )
         if before is None or low.sigma == 0 or high.sigma in (low.sigma, before[0].sigma):
             moved = ddim_step(noise, low)

@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from pivotal.control import Control
 from pivotal.query import Algorithm, Conditioning, Progress
 from pivotal.schedule import NoiseLevel, Schedule
 
-from .guidance import guided_noise
-
-Draw = Callable[[int, Tensor], Tensor]
-"""(step, latents [R, C, h, w]) to fresh noise of their shape and dtype."""
+from .draws import Draw, no_draw
+from .loss_guidance import LossGuidance, predicted
 
 
 def sample(
@@ -29,6 +26,8 @@ def sample(
     null: Callable[[int], Conditioning],
     guidance_scale: float,
     control: Control,
+    *,
+    loss: LossGuidance | None = None,
 ) -> Algorithm[Tensor]:
     """Latents [R, C, h, w] at the noisiest level to the clean one by Euler's steps.
 
@@ -37,8 +36,8 @@ def sample(
     require_finite_sigma(schedule)
     for step, high, low in schedule.descending():
         yield from Progress("sample", step, schedule.steps)
-        noise = yield from guided_noise(
-            latents, high, conditioning, null(step), guidance_scale, control.routes(step)
+        latents, noise = yield from predicted(
+            latents, step, high, conditioning, null(step), guidance_scale, control, loss
         )
         x = to_sigma_space(latents, high) + (low.sigma - high.sigma) * noise.eps
         latents = control.after_step(step, from_sigma_space(x, low), noise.word_maps)
@@ -53,16 +52,24 @@ def sample_ancestral(
     guidance_scale: float,
     control: Control,
     *,
-    draw: Draw,
+    eta: float = 1.0,
+    draw: Draw = no_draw,
+    loss: LossGuidance | None = None,
 ) -> Algorithm[Tensor]:
-    """As `sample`, but each step goes further down and comes up again with fresh noise."""
+    """As `sample`, but each step goes further down and comes up again with fresh noise.
+
+    eta: of that noise, 0 is Euler; 1 has the variance of DDPM's posterior. draw: where it comes
+    from. Raises ValueError for eta outside 0 to 1.
+    """
     require_finite_sigma(schedule)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta}; 0 to 1 is possible")
     for step, high, low in schedule.descending():
         yield from Progress("sample", step, schedule.steps)
-        noise = yield from guided_noise(
-            latents, high, conditioning, null(step), guidance_scale, control.routes(step)
+        latents, noise = yield from predicted(
+            latents, step, high, conditioning, null(step), guidance_scale, control, loss
         )
-        down, up = ancestral_sigmas(high.sigma, low.sigma)
+        down, up = ancestral_sigmas(high.sigma, low.sigma, eta)
         x = to_sigma_space(latents, high) + (down - high.sigma) * noise.eps
         if up > 0:
             x = x + up * draw(step, latents)
@@ -70,11 +77,11 @@ def sample_ancestral(
     return latents
 
 
-def ancestral_sigmas(high: float, low: float) -> tuple[float, float]:
-    """(down, up): `down^2 + up^2 = low^2`, with the variance of DDPM's posterior in sigma space."""
+def ancestral_sigmas(high: float, low: float, eta: float = 1.0) -> tuple[float, float]:
+    """(down, up): `down^2 + up^2 = low^2`; at eta 1 up is DDPM's posterior's in sigma space."""
     if high == 0:
         return low, 0.0
-    up = min(low, math.sqrt(max(low**2 * (high**2 - low**2) / high**2, 0.0)))
+    up = min(low, eta * math.sqrt(max(low**2 * (high**2 - low**2) / high**2, 0.0)))
     return math.sqrt(low**2 - up**2), up
 
 
@@ -84,24 +91,6 @@ def to_sigma_space(latents: Tensor, level: NoiseLevel) -> Tensor:
 
 def from_sigma_space(x: Tensor, level: NoiseLevel) -> Tensor:
     return x * math.sqrt(level.alpha_bar)
-
-
-def seeded(seeds: list[int]) -> Draw:
-    """Fresh noise with a generator for each row, so that company changes nothing. Equal seeds give
-    rows equal noise: an edit's source and targets share theirs.
-    """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def draw(step: int, latents: Tensor) -> Tensor:
-        if latents.shape[0] != len(generators):
-            raise ValueError(f"{len(generators)} seeds for {latents.shape[0]} rows of latents")
-        rows = [
-            torch.randn(latents.shape[1:], generator=generator, dtype=torch.float64)
-            for generator in generators
-        ]
-        return torch.stack(rows).to(latents)
-
-    return draw
 
 
 def require_finite_sigma(schedule: Schedule) -> None:

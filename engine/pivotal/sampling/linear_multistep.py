@@ -16,7 +16,7 @@ from pivotal.query import Algorithm, Conditioning, Progress
 from pivotal.schedule import Schedule
 
 from .euler import from_sigma_space, require_finite_sigma, to_sigma_space
-from .guidance import guided_noise
+from .loss_guidance import LossGuidance, predicted
 
 
 def sample(
@@ -28,6 +28,7 @@ def sample(
     control: Control,
     *,
     order: int = 4,
+    loss: LossGuidance | None = None,
 ) -> Algorithm[Tensor]:
     """Latents [R, C, h, w] at the noisiest level to the clean one; order 1 is Euler.
 
@@ -40,8 +41,8 @@ def sample(
     past: list[tuple[float, Tensor]] = []  # (sigma, eps), newest last
     for step, high, low in schedule.descending():
         yield from Progress("sample", step, schedule.steps)
-        noise = yield from guided_noise(
-            latents, high, conditioning, null(step), guidance_scale, control.routes(step)
+        latents, noise = yield from predicted(
+            latents, step, high, conditioning, null(step), guidance_scale, control, loss
         )
         past = [*(past[-(order - 1) :] if order > 1 else []), (high.sigma, noise.eps)]
         weights = multistep_weights([sigma for sigma, _ in past], high.sigma, low.sigma)

@@ -6,20 +6,18 @@ dloss/dx`, with the gradient through the decoder and the x0 formula and not thro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from pivotal.attention_routes import AttentionRoutes
 from pivotal.control import Control
-from pivotal.query import Algorithm, Conditioning, Denoise, LossGradient, Noise, Progress, every_row
-from pivotal.schedule import NoiseLevel, Schedule
+from pivotal.query import Algorithm, Conditioning, Denoise, LossGradient, Noise, every_row
+from pivotal.schedule import NoiseLevel
 
-from .euler import require_finite_sigma
-from .guidance import both_noises
+from .guidance import both_noises, guided_noise
 from .losses import PictureLoss
-from .steps import ddim_step, guide
+from .steps import guide
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,12 @@ class LossGuidance:
     through_unet: bool = False
 
     def __post_init__(self) -> None:
+        if not callable(self.loss):
+            raise ValueError(
+                f"loss={self.loss!r}; a function of pictures [B, 3, H, W] in [0, 1] is expected"
+            )
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale={self.scale}; a finite number is expected")
         if self.periodicity < 1:
             raise ValueError(f"periodicity={self.periodicity}; 1 or more is possible")
 
@@ -43,37 +47,33 @@ class LossGuidance:
         return step > 0 and step % self.periodicity == 0
 
 
-def sample(
-    schedule: Schedule,
+def predicted(
     latents: Tensor,
+    step: int,
+    level: NoiseLevel,
     conditioning: Conditioning,
-    null: Callable[[int], Conditioning],
+    null: Conditioning,
     guidance_scale: float,
     control: Control,
-    *,
-    guidance: LossGuidance,
-) -> Algorithm[Tensor]:
-    """Latents [R, C, h, w] at the noisiest level to the clean one, by DDIM with a loss's guidance.
+    guidance: LossGuidance | None,
+) -> Algorithm[tuple[Tensor, Noise]]:
+    """A step's latents [R, C, h, w] and their guided prediction, after a loss has moved them.
 
-    A guided step asks one row more an image, under routes two. Raises ValueError at zero
-    terminal SNR.
+    What every sampler begins a step with. The loss's gradient asks one row more an image, under
+    routes two.
     """
-    require_finite_sigma(schedule)
-    for step, high, low in schedule.descending():
-        yield from Progress("sample", step, schedule.steps)
-        routes = control.routes(step)
-        noise, own = yield from _both(
-            latents, high, conditioning, null(step), guidance_scale, routes
-        )
-        if guidance.acts(step):
-            if routes is not None:  # the gradient's own prediction follows no routes
-                own = yield from Denoise.at(latents, high, conditioning)
-            move = yield from loss_move(latents, noise, own, high, conditioning, guidance)
-            # The noise stays as it was predicted; what it leaves of the moved latents is x0.
-            latents = latents + move
-            noise = Noise(noise.eps, noise.x0 + move / high.alpha_bar**0.5, noise.word_maps)
-        latents = control.after_step(step, ddim_step(noise, low), noise.word_maps)
-    return latents
+    routes = control.routes(step)
+    if guidance is None or not guidance.acts(step):
+        noise = yield from guided_noise(latents, level, conditioning, null, guidance_scale, routes)
+        return latents, noise
+    uncond, own = yield from both_noises(latents, level, conditioning, null, routes)
+    noise = guide(uncond, own, guidance_scale)
+    if routes is not None:  # the gradient's own prediction follows no routes
+        own = yield from Denoise.at(latents, level, conditioning)
+    move = yield from loss_move(latents, noise, own, level, conditioning, guidance)
+    # The noise stays as it was predicted; what it leaves of the moved latents is x0.
+    x0 = noise.x0 + move / math.sqrt(level.alpha_bar)
+    return latents + move, Noise(noise.eps, x0, noise.word_maps)
 
 
 def loss_move(
@@ -101,16 +101,3 @@ def loss_move(
     )
     # dz = sqrt(ab) dx = -sqrt(ab) sigma^2 k dloss/dx, and dloss/dx = sqrt(ab) dloss/dz.
     return -level.alpha_bar * level.sigma**2 * guidance.scale * answer.gradient
-
-
-def _both(
-    latents: Tensor,
-    level: NoiseLevel,
-    conditioning: Conditioning,
-    null: Conditioning,
-    guidance_scale: float,
-    routes: AttentionRoutes | None,
-) -> Algorithm[tuple[Noise, Noise]]:
-    """The guided prediction and the conditional one."""
-    uncond, cond = yield from both_noises(latents, level, conditioning, null, routes)
-    return guide(uncond, cond, guidance_scale), cond

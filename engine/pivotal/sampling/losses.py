@@ -22,8 +22,16 @@ def channel_level(channel: str, value: float = 0.9) -> PictureLoss:
 
 
 def similarity(wanted: Tensor) -> PictureLoss:
-    """Mean squared difference from a picture [3, H, W] or one for each row [B, 3, H, W]."""
-    return lambda pictures: (pictures - wanted.to(pictures)).square().mean(dim=(1, 2, 3))
+    """Mean squared difference from a picture [3, H, W] or one for each row [B, 3, H, W].
+
+    The loss raises ValueError for pictures of another size.
+    """
+
+    def loss(pictures: Tensor) -> Tensor:
+        _require_same_size(wanted, pictures)
+        return (pictures - wanted.to(pictures)).square().mean(dim=(1, 2, 3))
+
+    return loss
 
 
 def preservation(wanted: Tensor, kept: Tensor) -> PictureLoss:
@@ -35,8 +43,18 @@ def preservation(wanted: Tensor, kept: Tensor) -> PictureLoss:
         raise ValueError("the mask keeps no pixel; there is nothing to preserve")
 
     def loss(pictures: Tensor) -> Tensor:
+        _require_same_size(wanted, pictures)
+        _require_same_size(kept, pictures)
         mask = kept.to(pictures)
         squares = (pictures - wanted.to(pictures)).square().mean(dim=1)
         return (squares * mask).sum(dim=(1, 2)) / mask.sum()
 
     return loss
+
+
+def _require_same_size(wanted: Tensor, pictures: Tensor) -> None:
+    if wanted.shape[-2:] != pictures.shape[-2:]:
+        given, made = (list(each.shape[-2:]) for each in (wanted, pictures))
+        raise ValueError(
+            f"the loss was given a picture or mask of {given} (height, width); {made} are made"
+        )

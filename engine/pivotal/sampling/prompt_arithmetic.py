@@ -59,8 +59,11 @@ def swap_tokens(
     return replace(conditioning, hidden_states=moved)
 
 
-def scale_tokens(conditioning: Conditioning, tokens: Sequence[int], factor: float) -> Conditioning:
-    """Vectors of some tokens times a factor, which may be negative."""
+def scale_token(
+    conditioning: Conditioning, token: int | Sequence[int], factor: float
+) -> Conditioning:
+    """The vector of a token (or of each of several: a word's) times a factor, also negative."""
+    tokens = [token] if isinstance(token, int) else token
     moved = conditioning.hidden_states.clone()
     moved[:, list(_checked(tokens, moved.shape[1]))] *= factor
     return replace(conditioning, hidden_states=moved)
