@@ -1,8 +1,10 @@
 """Every inversion method, and the studies of their options, measured on drawn scenes.
 
-    PYTHONPATH=benchmarks python -m methods.table [--study table] [--scenes 4] [--processes 1]
+    PYTHONPATH=benchmarks python -m methods.table [--study table] [--scenes 64] [--processes 1]
 
-Prints a table, and appends one JSON line a trial to benchmarks/results/cpu/methods.jsonl.
+Prints a table, and appends JSON lines to benchmarks/results/cpu/methods.jsonl, one for each trial
+and group of scenes. What is there already for these weights is not measured again: a run that was
+ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,71 +27,128 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from methods.measuring import Scenes, measure, scenes_of
+from methods.measuring import Scenes, measure, options_of, scenes_of
+from methods.results import RESULTS, joined, key_of, rows_of
 from methods.trials import STUDIES, Trial
 from pivotal.engine import Engine
 from shapes.cases import EVALUATION_SEED
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "cpu" / "methods.jsonl"
+GROUP = 8  # scenes inverted as one batch
 COLUMNS = (
-    "latents_db", "picture_db", "noise_std_ratio", "rows_invert", "rows_backward", "rows_replay",
-    "seconds_invert",
+    "scenes", "latents_db", "picture_db", "noise_std_ratio", "colour_success", "shape_success",
+    "outside_db", "rows_invert", "rows_backward", "seconds_invert",
 )  # fmt: skip
 
-_ready: dict[tuple[str, int], tuple[Engine, Scenes]] = {}
+
+@dataclass(frozen=True)
+class Task:
+    """A trial on a group of scenes. Only the table's trials are edited."""
+
+    study: str
+    trial: Trial
+    first: int
+    count: int
+    model: str
+    steps: int
 
 
-def run(trial: Trial, model: str, scenes: int, steps: int) -> dict[str, Any]:
-    """One trial on one thread; the engine and the scenes are made once a process."""
+_ready: dict[tuple[str, int, int], tuple[Engine, Scenes]] = {}
+
+
+def run(task: Task) -> dict[str, Any]:
+    """One task on one thread; the engine and its scenes are made once a process."""
     torch.set_num_threads(1)
-    if (model, scenes) not in _ready:
-        engine = Engine.load(model, device="cpu")
-        _ready[model, scenes] = (engine, scenes_of(engine, scenes, EVALUATION_SEED))
-    return measure(*_ready[model, scenes], trial, steps)
+    place = (task.model, task.first, task.count)
+    if place not in _ready:
+        engine = next(
+            (made for (name, *_), (made, _) in _ready.items() if name == task.model), None
+        )
+        engine = engine or Engine.load(task.model, device="cpu")
+        _ready[place] = engine, scenes_of(engine, task.count, EVALUATION_SEED, task.first)
+    engine, scenes = _ready[place]
+    figures = measure(engine, scenes, task.trial, task.steps, edited=task.study == "table")
+    return {**_asked(task), "fingerprint": engine.model.fingerprint, **figures}
+
+
+def tasks_of(names: Sequence[str], only: str, scenes: int, model: str, steps: int) -> list[Task]:
+    """The first group of scenes of every trial, then the second, ..: a run that ends early has
+    measured all trials alike.
+    """
+    found = [
+        Task(name, trial, first, min(GROUP, most - first), model, steps)
+        for name in names
+        for trial in STUDIES[name]()
+        if only in trial.label
+        for most in (min(scenes, trial.scenes),)
+        for first in range(0, most, GROUP)
+    ]
+    return sorted(found, key=lambda task: task.first)  # stable: the trials' order within a group
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--study", default="table", choices=[*STUDIES, "all"])
-    parser.add_argument("--only", default="", help="trials whose label contains this")
-    parser.add_argument("--model", default="shapes")
-    parser.add_argument("--scenes", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--print-only", action="store_true", help="write nothing")
-    given = parser.parse_args()
-    names = list(STUDIES) if given.study == "all" else [given.study]
-    trials = [(name, t) for name in names for t in STUDIES[name]() if given.only in t.label]
-    console = Console(width=150)
-    rows: list[dict[str, Any]] = []
-    for (study, trial), figures in zip(trials, _all(trials, given), strict=True):
-        row = {"study": study, "scenes": given.scenes, "steps": given.steps, **figures}
-        rows.append(row)
+    given = _parse()
+    started = time.monotonic()
+    names = list(STUDIES) if given.study == "all" else given.study.split(",")
+    tasks = tasks_of(names, given.only, given.scenes, given.model, given.steps)
+    fingerprint = Engine.load(given.model, device="cpu").model.fingerprint
+    console = Console(width=170)
+    kept = [] if given.print_only else rows_of(given.results, fingerprint)
+    known = {key_of(row) for row in kept}
+    left = [
+        task for task in tasks if key_of({**_asked(task), "fingerprint": fingerprint}) not in known
+    ]
+    console.print(f"{len(left)} of {len(tasks)} groups of scenes are not measured yet")
+    deadline = None if given.minutes is None else started + 60 * given.minutes
+    for row in _all(left, given.processes, deadline):
+        kept.append(row)
         if not given.print_only:
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            with RESULTS.open("a") as file:
+            given.results.parent.mkdir(parents=True, exist_ok=True)
+            with given.results.open("a") as file:
                 file.write(json.dumps({**row, **environment(given.model)}) + "\n")
-        console.print(f"{study}: {trial.label}: {_shown(row, 'picture_db')} dB", highlight=False)
+        console.print(f"{row['study']}: {row['label']}: {_shown(row, 'picture_db')}")
+    asked = {key_of({**_asked(task), "fingerprint": fingerprint}) for task in tasks}
     for name in names:
-        console.print(_table(name, [row for row in rows if row["study"] == name]))
+        chosen = [row for row in kept if row["study"] == name and key_of(row) in asked]
+        console.print(_table(name, joined(chosen)))
 
 
-def _all(trials: list[tuple[str, Trial]], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Figures in the trials' order, here or in processes of one thread each."""
-    each = (given.model, given.scenes, given.steps)
-    if given.processes == 1:
-        for _, trial in trials:
-            yield run(trial, *each)
+def _asked(task: Task) -> dict[str, Any]:
+    """What a row is looked up by, besides the weights."""
+    return {
+        "study": task.study,
+        "label": task.trial.label,
+        "method": task.trial.method,
+        "scale": task.trial.scale,
+        "options": asdict(options_of(task.trial)),
+        "first": task.first,
+        "count": task.count,
+        "steps": task.steps,
+    }
+
+
+def _all(tasks: list[Task], processes: int, deadline: float | None) -> Iterator[dict[str, Any]]:
+    """Rows as they come, here or from processes of one thread each; none is begun after the
+    deadline.
+    """
+    if processes == 1:
+        for task in tasks:
+            if deadline is None or time.monotonic() < deadline:
+                yield run(task)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.processes, mp_context=context) as pool:
-        tasks = [pool.submit(run, trial, *each) for _, trial in trials]
-        for task in tasks:
-            yield task.result()
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        waiting = [pool.submit(run, task) for task in tasks]
+        for done in as_completed(waiting):
+            if not done.cancelled():
+                yield done.result()
+            if deadline is not None and time.monotonic() > deadline:
+                for future in waiting:
+                    future.cancel()
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> Table:
-    vae = f"{rows[0]['vae_db']:.2f}" if rows else "-"
+    known = [row["vae_db"] for row in rows]
+    vae = f"{sum(known) / len(known):.2f}" if known else "-"
     table = Table(title=f"{name}: the autoencoder alone gives {vae} dB")
     for column in ("", *COLUMNS):
         table.add_column(column.replace("_", " "), justify="left" if not column else "right")
@@ -101,7 +161,29 @@ def _shown(row: dict[str, Any], column: str) -> str:
     if "error" in row:
         return "failed"
     value = row[column]
-    return "-" if value is None else f"{value:.2f}"
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument(
+        "--study", default="table", help=f"some of {', '.join(STUDIES)}, with commas; or all"
+    )
+    parser.add_argument("--only", default="", help="trials whose label contains this")
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--scenes", type=int, default=64, help="at most; some trials take fewer")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="begin nothing after them")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--print-only", action="store_true", help="read and write no rows")
+    given = parser.parse_args()
+    for name in given.study.split(","):
+        if name != "all" and name not in STUDIES:
+            parser.error(f"--study {name!r} is unknown; accepted are all, {', '.join(STUDIES)}")
+    return given
 
 
 def environment(model: str) -> dict[str, Any]:

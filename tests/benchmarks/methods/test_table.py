@@ -2,17 +2,22 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from methods import table
-from methods.measuring import measure, scenes_of
+from methods.measuring import measure, options_of, scenes_of
+from methods.results import joined, rows_of
 from methods.trials import STUDIES, Trial
+from pivotal.editing.edit import Edit
 from pivotal.engine import Engine
-from pivotal.inversion.registry import METHODS, method_named
+from pivotal.inversion.registry import METHODS
 from shapes.cases import EVALUATION_SEED
+from shapes.evaluate import EDITS
+from shapes.judge import judge_edit
 
-STEPS = 4
+STEPS = 2
 
 
 @pytest.fixture(scope="module")
@@ -26,33 +31,35 @@ def scenes(engine):
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_trials_options_are_its_methods(study):
-    labels = [trial.label for trial in STUDIES[study]()]
-    assert len(set(labels)) == len(labels) or study == "exact"
-    for trial in STUDIES[study]():
-        method = method_named(trial.method)
-        given = dict(trial.options)
-        if method.fits_guidance:
-            assert "guidance_scale" not in given
-            given["guidance_scale"] = trial.scale
-        method.options_from(given)
+def test_every_trials_options_are_its_methods_and_its_name_its_own(study):
+    trials = STUDIES[study]()
+    assert len({trial.label for trial in trials}) == len(trials)
+    for trial in trials:
+        options_of(trial)
 
 
-def test_the_studies_leave_no_method_out():
-    shown = {trial.method for study in STUDIES.values() for trial in study()}
-    assert shown == set(METHODS)
+def test_the_table_has_every_method_at_the_usual_guidance_and_at_what_it_suits():
+    shown = {(trial.method, trial.scale) for trial in STUDIES["table"]()}
+    for name, method in METHODS.items():
+        assert (name, 7.5) in shown
+        for scale in (3.0, 5.0):
+            low, high = method.guidance
+            if low <= scale <= high and name != "null-text-ablation":
+                assert (name, scale) in shown
 
 
 @pytest.mark.parametrize("method", ["direct", "edit-friendly", "belm", "bdia", "edict"])
 def test_what_is_exact_loses_nothing_on_the_trained_model(engine, scenes, method):
-    row = measure(engine, scenes, Trial(method, method, 3.0), STEPS)
+    row = measure(engine, scenes, Trial(method, method, 3.0), STEPS, edited=False)
     assert row["picture_db"] == pytest.approx(row["vae_db"], abs=0.1)
     assert row["latents_db"] > 60
 
 
 def test_one_more_evaluation_beats_ddim_by_a_decibel_in_latents(engine, scenes):
-    ddim = measure(engine, scenes, Trial("", "ddim", 1.0), 10)
-    more = measure(engine, scenes, Trial("", "fixed-point", 1.0, {"iterations": 2}), 10)
+    ddim = measure(engine, scenes, Trial("", "ddim", 1.0), 6, edited=False)
+    more = measure(
+        engine, scenes, Trial("", "fixed-point", 1.0, {"iterations": 2}), 6, edited=False
+    )
     assert more["rows_invert"] == 2 * ddim["rows_invert"]
     assert more["latents_db"] > ddim["latents_db"] + 1
 
@@ -80,16 +87,76 @@ def test_a_failing_trial_is_a_row_with_its_error(engine, scenes):
     assert row["label"] == "a label"
 
 
-def test_the_command_writes_a_line_a_trial(monkeypatch, tmp_path, capsys):
-    results = tmp_path / "methods.jsonl"
-    monkeypatch.setattr(table, "RESULTS", results)
-    command = ["methods.table", "--scenes", "1", "--steps", "2", "--only", "DDIM"]
-    monkeypatch.setattr("sys.argv", command)
+def test_an_edit_is_what_the_engine_makes_of_it_and_is_judged_by_the_oracle(engine, scenes):
+    """The batch's pictures against one `engine.edit` at a time."""
+    row = measure(engine, scenes, Trial("", "direct", 7.5), STEPS)
+    for case, source, scene in zip(scenes.cases, scenes.pictures, row["each"], strict=True):
+        inversion = engine.invert(
+            source, case.prompt, method="direct", num_inference_steps=STEPS, guidance_scale=7.5
+        )
+        wish = Edit(case.target, blend=case.words, **EDITS[case.kind])
+        picture = np.asarray(engine.edit(inversion, wish).pictures[0])
+        verdict = judge_edit(case, picture).record()
+        assert scene["edit"]["outside_db"] == pytest.approx(verdict["outside_db"], abs=0.05)
+        assert scene["edit"]["seen"] == verdict["seen"]
+    successes = {scene["kind"]: float(scene["edit"]["success"]) for scene in row["each"]}
+    assert row["colour_success"] == successes["colour"]
+    assert row["shape_success"] == successes["shape"]
+    assert row["rows_replay"] == 4 * STEPS
+
+
+def test_scenes_are_the_same_however_they_are_divided(engine, scenes):
+    second = scenes_of(engine, 1, EVALUATION_SEED, first=1)
+    assert second.cases[0] == scenes.cases[1]
+    assert np.array_equal(second.pictures[0], scenes.pictures[1])
+
+
+def command(monkeypatch, results, *words):
+    monkeypatch.setattr(
+        "sys.argv", ["methods.table", "--steps", "2", "--results", str(results), *words]
+    )
     table.main()
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def test_what_is_measured_is_written_once_and_put_together(monkeypatch, tmp_path, capsys):
+    results = tmp_path / "methods.jsonl"
+    monkeypatch.setattr(table, "GROUP", 1)
+    words = ["--only", "DDIM, 1"]
+    rows = command(monkeypatch, results, *words, "--scenes", "1")
     assert [row["label"] for row in rows] == ["DDIM, 1 in, 1 out", "DDIM, 1 in, 7.5 out"]
     for row in rows:
         assert row["rows_invert"] == 2
         assert row["commit"]
-        assert row["steps"] == 2
-    assert "DDIM, 1 in, 7.5 out" in capsys.readouterr().out
+        assert row["fingerprint"]
+        assert row["each"][0]["edit"]["seen"]
+    again = command(monkeypatch, results, *words, "--scenes", "2")
+    assert again[:2] == rows
+    assert [(row["first"], row["label"]) for row in again[2:]] == [
+        (1, "DDIM, 1 in, 1 out"),
+        (1, "DDIM, 1 in, 7.5 out"),
+    ]
+    assert "2 of 4 groups of scenes are not measured yet" in capsys.readouterr().out
+    first, second = joined(rows_of(results))
+    assert first["scenes"] == second["scenes"] == 2
+    halves = [row["picture_db"] for row in again[::2]]
+    assert first["picture_db"] == pytest.approx(sum(halves) / 2)
+
+
+def test_rows_of_other_weights_and_rows_that_failed_do_not_count(tmp_path):
+    row = {
+        "study": "table", "label": "a", "method": "ddim", "scale": 1.0, "options": {}, "first": 0,
+        "count": 1, "steps": 2, "fingerprint": "old",
+    }  # fmt: skip
+    path = tmp_path / "methods.jsonl"
+    lines = [row, {**row, "fingerprint": "new", "error": "no"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert rows_of(path, "new") == []
+    assert rows_of(path, "old") == [row]
+    assert rows_of(tmp_path / "none.jsonl", "old") == []
+
+
+def test_an_unknown_study_is_refused(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command(monkeypatch, tmp_path / "none", "--study", "euler")
+    assert "'euler' is unknown; accepted are all, table" in capsys.readouterr().err

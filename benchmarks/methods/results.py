@@ -1,0 +1,56 @@
+"""The rows of methods.jsonl: which are there, and a trial's groups of scenes put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from methods.measuring import means
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "cpu" / "methods.jsonl"
+_KEY = (
+    "study", "label", "method", "scale", "options", "first", "count", "steps", "fingerprint",
+)  # fmt: skip
+_COSTS = ("rows_invert", "rows_backward", "rows_replay", "seconds_invert", "seconds_replay")
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """Names a trial, its scenes and the weights."""
+    return json.dumps([row[name] for name in _KEY], sort_keys=True)
+
+
+def rows_of(path: Path, fingerprint: str | None = None) -> list[dict[str, Any]]:
+    """A file's rows in its order, of some weights alone; the last one of equal keys. Rows that
+    failed are left out: they are measured again.
+    """
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    chosen = [
+        row
+        for row in rows
+        if "error" not in row and (fingerprint is None or row["fingerprint"] == fingerprint)
+    ]
+    return list({key_of(row): row for row in chosen}.values())
+
+
+def joined(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one trial as one: means over its scenes, costs by how many scenes each row has.
+
+    A trial that failed on some scenes is that failure.
+    """
+    trials: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        trials.setdefault(json.dumps([row["study"], row["label"]]), []).append(row)
+    return [_one(parts) for parts in trials.values()]
+
+
+def _one(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    failed = next((row for row in parts if "error" in row), None)
+    if failed is not None:
+        return failed
+    scenes = [scene for row in parts for scene in row["each"]]
+    costs = {name: sum(row[name] * row["count"] for row in parts) / len(scenes) for name in _COSTS}
+    return {**parts[0], **means(scenes), **costs, "scenes": len(scenes), "each": scenes}
