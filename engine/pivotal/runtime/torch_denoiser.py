@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pivotal.attention_routes import AttentionRoutes
-from pivotal.model.unet import RoutedUNet
 from pivotal.query import (
     Answer,
     Conditioning,
@@ -20,6 +19,7 @@ from pivotal.query import (
     NoiseLoss,
     Query,
 )
+from pivotal.runtime.loss_scaling import LossScaling
 from pivotal.sampling.steps import eps_and_x0
 from pivotal.schedule import PredictionType
 from pivotal_kernels.guided_step import noise_residual
@@ -32,24 +32,28 @@ class TorchDenoiser:
     """Runs the UNet in its own dtype; everything before and after is float32 (or the latents'
     float64).
 
-    decode: needed for `LossGradient` alone. `rows_forward` and `rows_backward` count UNet rows
-    since construction; a row of `NoiseGradient` is one of each.
+    unet: called as `RoutedUNet`. decode: needed for `LossGradient` alone. loss_scaling: dynamic
+    if None. dtype: of the network's inputs, its weights' if None. `rows_forward` and
+    `rows_backward` count UNet rows since construction; a row of `NoiseGradient` is one of each.
     """
 
     name = "torch"
 
     def __init__(
         self,
-        unet: RoutedUNet,
+        unet: nn.Module,
         prediction_type: PredictionType,
         *,
         decode: Decoder | None = None,
+        loss_scaling: LossScaling | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.unet = unet.eval().requires_grad_(False)
         self.prediction_type = prediction_type
         self.decode = decode
+        self.loss_scaling = loss_scaling or LossScaling()
         parameter = next(unet.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = parameter.device, dtype or parameter.dtype
         self.rows_forward = 0
         self.rows_backward = 0
 
@@ -103,11 +107,11 @@ class TorchDenoiser:
             query.offset,
             self.prediction_type,
         )
-        boost = _boost(found.prediction_gradient)
-        start = (boost[:, None, None, None] * found.prediction_gradient).to(prediction.dtype)
+        factors = self.loss_scaling.factors(found.prediction_gradient)
+        start = (factors[:, None, None, None] * found.prediction_gradient).to(prediction.dtype)
         # Rows are independent: one backward for all.
         (gradient,) = torch.autograd.grad(prediction, variable, start)
-        gradient = gradient / boost.view(-1, *[1] * (gradient.ndim - 1))
+        gradient = gradient / factors.view(-1, *[1] * (gradient.ndim - 1))
         if query.wrt == "latents":
             gradient = gradient + found.latents_gradient
         self.rows_backward += query.rows
@@ -158,13 +162,3 @@ class TorchDenoiser:
             routes,
         )
         return prediction.to(latents.device), word_maps
-
-
-def _boost(gradient: Tensor) -> Tensor:
-    """A factor [B] that brings each row's gradient [B, C, h, w] at the prediction to about 1.
-
-    It is smaller than float16 can say. Powers of two, so that a float32 network's gradient stays as
-    it is.
-    """
-    largest = gradient.abs().amax(dim=(1, 2, 3))
-    return torch.exp2(-largest.clamp(min=2.0**-60).log2().floor())
