@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .errors import BatchError, Cancelled, PivotalError
     from .inversion_file import Inversion, read_inversion, write_inversion
+    from .query import Conditioning
     from .results import Edited, Generated, Reconstruction
+    from .sampling.loss_guidance import LossGuidance
+    from .sampling.prompt_arithmetic import interpolate, scale_token, swap_tokens
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +29,11 @@ __all__ = [
     "Generated",
     "Inversion",
     "Reconstruction",
+    "Conditioning",
+    "interpolate",
+    "swap_tokens",
+    "scale_token",
+    "LossGuidance",
     "read_inversion",
     "write_inversion",
     "InversionCache",
@@ -45,6 +53,11 @@ _HOMES = {
     "Generated": "results",
     "Inversion": "inversion_file",
     "Reconstruction": "results",
+    "Conditioning": "query",
+    "interpolate": "sampling.prompt_arithmetic",
+    "swap_tokens": "sampling.prompt_arithmetic",
+    "scale_token": "sampling.prompt_arithmetic",
+    "LossGuidance": "sampling.loss_guidance",
     "read_inversion": "inversion_file",
     "write_inversion": "inversion_file",
     "InversionCache": "cache",

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import generating, inverting, replaying
+from . import generating, inverting, replaying, styling
 from .cache import InversionCache
 from .cancellation import Cancellation
 from .driver import Denoiser, Listener
@@ -19,13 +19,25 @@ from .editing.explanation import Explanation, explain
 from .errors import BatchError
 from .generating import Generators, initial_noise
 from .images import FitPolicy, ImageSource
-from .inversion.checks import LARGEST_SEED, require_within
 from .inversion_file import Inversion
 from .inversion_task import checked_settings
 from .model.load import Model, load
+from .query import Conditioning
 from .results import Edited, Generated, Images, OutputType, Reconstruction, as_output
 from .running import Runner, Watch
 from .runtime.torch_denoiser import Decoder, TorchDenoiser
+from .sampling.loss_guidance import LossGuidance
+from .sampling.losses import PictureLoss
+from .sampling.prompt_arithmetic import Path as PromptPath
+from .sampling_task import (
+    Prompt,
+    checked_prompts,
+    checked_sampling,
+    checked_schedule,
+    checked_seeds,
+    encoded,
+)
+from .tokens import Tokens
 
 CallbackOnStepEnd = Callable[["Engine", int, float, dict[str, Tensor]], Mapping[str, Tensor]]
 """As diffusers': (engine, step, timestep, {"latents": latents}) to a dict, which may hold changed
@@ -196,7 +208,7 @@ class Engine:
         """Edit by Prompt-to-Prompt. As `edit_many`, for one target or several."""
         return self.edit_many(
             inversion,
-            [target] if isinstance(target, str | Edit) else target,
+            [target] if isinstance(target, str | Edit | Conditioning) else target,
             guidance_scale=guidance_scale,
             callback_on_step_end=callback_on_step_end,
             on_progress=on_progress,
@@ -229,11 +241,16 @@ class Engine:
 
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompt | Sequence[Prompt],
         *,
-        negative_prompt: str = "",
-        num_inference_steps: int = 50,
+        negative_prompt: Prompt = "",
+        num_inference_steps: int | None = None,
+        step_size: int | None = None,
         guidance_scale: float | None = None,
+        sampler: str = "ddim",
+        eta: float | None = None,
+        order: int | None = None,
+        loss: PictureLoss | LossGuidance | None = None,
         generator: Generators | None = None,
         seed: int | None = None,
         size: tuple[int, int] | None = None,
@@ -242,33 +259,92 @@ class Engine:
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
     ) -> Generated:
-        """Text to image by DDIM; `images` of the result is what diffusers calls so.
+        """Text to image; `images` of the result is what diffusers calls so.
 
+        prompt: texts, or embeddings of one row each (`encode`, `interpolate`, ..).
+        num_inference_steps: 50 if neither it nor step_size, their distance, is given. sampler: a
+        name of `sampling.samplers`, with `eta` and `order` where it has them. loss: a function of
+        pictures [B, 3, H, W] float32 in [0, 1] to one value each, [B], that sampling lowers.
         seed: prompt i starts from noise of `seed + i`, alone or in company; 0 if neither a seed nor
         a generator is given; up to 2**63 - 1. generator: one for all prompts or a list of one for
         each, as in diffusers. size: (height, width) in pixels.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(isinstance(each, str) for each in prompts):
-            raise ValueError(f"prompt={prompt!r}; give at least one prompt to generate from")
+        prompts = checked_prompts(prompt, "prompt")
         if generator is not None and seed is not None:
             raise ValueError(f"seed={seed} beside a generator; give one of them")
-        seeds = [(seed or 0) + index for index in range(len(prompts))]
-        for each in seeds:
-            require_within("seed", each, 0, LARGEST_SEED)
+        seeds = checked_seeds(seed or 0, len(prompts))
+        chosen = checked_sampling(self._runner, sampler, eta, order, loss)
+        fitted = self._runner.checked_size(size)
+        noise, draw = initial_noise(self._runner, len(prompts), fitted, generator, seeds)
         return generating.generate(
             self._runner,
             prompts,
             negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
+            schedule=checked_schedule(self.model.levels, num_inference_steps, step_size),
             guidance_scale=guidance_scale,
-            noise=initial_noise(
-                self._runner, len(prompts), self._runner.checked_size(size), generator, seeds
-            ),
+            noise=noise,
+            draw=draw,
             seeds=seeds if generator is None else None,
+            sampling=chosen,
             output_type=output_type,
             watch=self._watch(on_progress, callback_on_step_end, cancellation),
         )
+
+    def style(
+        self,
+        inversion: Inversion,
+        target: Prompt | Sequence[Prompt],
+        *,
+        amount: float = 1.0,
+        path: PromptPath = "linear",
+        negative_prompt: Prompt = "",
+        guidance_scale: float | None = None,
+        sampler: str = "ddim",
+        eta: float | None = None,
+        order: int | None = None,
+        loss: PictureLoss | LossGuidance | None = None,
+        seed: int = 0,
+        output_type: OutputType = "pil",
+        callback_on_step_end: CallbackOnStepEnd | None = None,
+        on_progress: Listener | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Generated:
+        """Style transfer: the inverted noise, sampled afresh under another prompt or a blend.
+
+        The layout that the noise holds stays; what words looked at is not kept, as `edit` does.
+        amount: of the way from the source's prompt (0) to the target's (1), along `path`, "linear"
+        or "spherical"; also beyond. guidance_scale: the inversion's own if None. seed: of samplers
+        that draw fresh noise. Others as `generate`.
+        """
+        targets = checked_prompts(target, "target")
+        return styling.style(
+            self._runner,
+            inversion,
+            targets,
+            amount=amount,
+            path=path,
+            negative_prompt=negative_prompt,
+            guidance_scale=guidance_scale,
+            sampling=checked_sampling(self._runner, sampler, eta, order, loss),
+            seeds=checked_seeds(seed, len(targets)),
+            output_type=output_type,
+            watch=self._watch(on_progress, callback_on_step_end, cancellation),
+        )
+
+    def encode(
+        self, prompt: Prompt | Sequence[Prompt], *, size: tuple[int, int] | None = None
+    ) -> Conditioning:
+        """Embeddings [B, L, D] float32 of B prompts, for arithmetic: `interpolate`, `swap_tokens`,
+        `scale_token`.
+
+        size: of the pictures to come, (height, width) in pixels, which SDXL is told.
+        """
+        chosen = self._runner.checked_size(size)
+        return encoded(self._runner, checked_prompts(prompt, "prompt"), chosen)
+
+    def tokens(self, prompt: str) -> Tokens:
+        """A prompt's tokens; `find` gives the places of a word's among the embeddings."""
+        return self.model.text.tokens(prompt)
 
     def explain(
         self, source: str, target: str | Edit, *, num_inference_steps: int = 50, **options: Any

@@ -12,38 +12,41 @@ from .driver import Job
 from .images import Pixels, from_tensor
 from .results import Generated, Images, OutputType, as_output, check_output_type
 from .running import Clock, Runner, Watch, require_finite
-from .sampling.ddim import sample
+from .sampling.draws import Draw, drawn_from
+from .sampling_task import Prompt, Sampling, encoded, texts_of
+from .schedule import Schedule
 
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
 def generate(
     runner: Runner,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
-    negative_prompt: str,
-    num_inference_steps: int,
+    negative_prompt: Prompt,
+    schedule: Schedule,
     guidance_scale: float | None,
     noise: Tensor,
+    draw: Draw,
     seeds: Sequence[int] | None,
+    sampling: Sampling,
     output_type: OutputType,
     watch: Watch,
 ) -> Generated:
-    """Sample B prompts by DDIM from noise [B, C, h, w] float32."""
+    """Sample B prompts from noise [B, C, h, w] float32 at the schedule's noisiest level."""
     clock = Clock()
     check_output_type(output_type)
     scale = runner.checked_scale(guidance_scale)
-    schedule = runner.model.levels.schedule(num_inference_steps)
     side = runner.model.autoencoder.scale
     size = (noise.shape[2] * side, noise.shape[3] * side)
-    null = runner.encode([negative_prompt] * len(prompts), size)
-    algorithm = sample(
+    algorithm = sampling.algorithm(
         schedule,
         noise.to(runner.model.device),
-        runner.encode(prompts, size),
-        lambda step: null,
+        encoded(runner, prompts, size),
+        encoded(runner, [negative_prompt] * len(prompts), size),
         scale,
         watch.over(NoEdit(), schedule),
+        draw,
     )
     clock.lap("encode")
     job = Job(algorithm, "generate", "generate", watch.on_progress)
@@ -62,12 +65,13 @@ def generate(
         images=images,
         pictures=pictures,
         latents=latents,
-        prompts=list(prompts),
+        prompts=texts_of(prompts),
         seeds=None if seeds is None else list(seeds),
-        negative_prompt=negative_prompt,
+        negative_prompt=texts_of([negative_prompt])[0],
         size=size,
         guidance_scale=scale,
         schedule=schedule.record(),
+        sampling=sampling.record(),
         seconds=clock.laps,
         unet_rows=job.rows_asked,
     )
@@ -79,20 +83,18 @@ def initial_noise(
     size: tuple[int, int],
     generator: Generators | None,
     seeds: Sequence[int],
-) -> Tensor:
-    """Noise [B, C, h, w] float32, on the CPU or the generator's device.
+) -> tuple[Tensor, Draw]:
+    """Noise [B, C, h, w] float32, on the CPU or the generator's device, and the source of more.
 
     Without a generator row i is drawn from `seeds[i]`. As in diffusers, one generator draws all
     rows at once, and a list holds one for each row. Raises ValueError for a wrong count.
     """
     autoencoder = runner.model.autoencoder
     shape = (autoencoder.channels, size[0] // autoencoder.scale, size[1] // autoencoder.scale)
-    if isinstance(generator, torch.Generator):
-        return torch.randn((count, *shape), generator=generator, device=generator.device)
     if generator is None:
         generator = [torch.Generator().manual_seed(seed) for seed in seeds]
-    if len(generator) != count:
+    if not isinstance(generator, torch.Generator) and len(generator) != count:
         raise ValueError(f"{len(generator)} generators for {count} prompts; one each is expected")
-    return torch.stack(
-        [torch.randn(shape, generator=each, device=each.device) for each in generator]
-    )
+    draw = drawn_from(generator)
+    one = generator if isinstance(generator, torch.Generator) else generator[0]
+    return draw(0, torch.empty((count, *shape), device=one.device)), draw

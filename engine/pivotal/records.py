@@ -112,6 +112,7 @@ def generation_record(
         "seed": None if made.seeds is None else made.seeds[index],
         "steps": len(made.schedule["timesteps"]),
         "guidance_scale": made.guidance_scale,
+        **made.sampling,
         "model": model.name,
         "family": model.family.name,
         "device": str(model.device),

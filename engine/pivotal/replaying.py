@@ -21,6 +21,7 @@ from .inversion.registry import method_named
 from .inversion_file import Inversion
 from .model.fingerprint import DISPLAYED
 from .quality import dominant_error
+from .query import Conditioning
 from .results import Edited, Reconstruction
 from .running import Clock, Runner, Watch, require_finite
 
@@ -172,6 +173,11 @@ def as_edits(targets: Sequence[str | Edit], options: Mapping[str, Any]) -> list[
             f"options {', '.join(options)} are for targets given as text; an Edit has its own"
         )
     for target in targets:
+        if isinstance(target, Conditioning):
+            raise ValueError(
+                "embeddings have no words to align with the source's; edit to a prompt, or sample "
+                "the inversion under them with Engine.style"
+            )
         if not isinstance(target, str | Edit):
             raise ValueError(f"target={target!r}; a prompt or an Edit is expected")
     known = [each.name for each in fields(Edit) if each.name != "target"]

@@ -101,19 +101,22 @@ class Generated:
     """Pictures from text.
 
     images: as asked: PIL images; "np" float32 [B, H, W, 3] or "pt" float32 [B, 3, H, W], both in
-    [0, 1]; or latents. pictures: uint8 [H, W, 3] each; none if latents were asked for. seeds: one
-    for each prompt; None where generators were given. size: (height, width) in pixels.
+    [0, 1]; or latents. pictures: uint8 [H, W, 3] each; none if latents were asked for. prompts,
+    negative_prompt: None for what was given as embeddings. seeds: one for each prompt; None where
+    generators were given or nothing was drawn. size: (height, width) in pixels. sampling: the
+    sampler, its options, and the loss that guided it.
     """
 
     images: Images
     pictures: list[Pixels]
     latents: Tensor  # [B, C, h, w] float32
-    prompts: list[str]
+    prompts: list[str | None]
     seeds: list[int] | None
-    negative_prompt: str
+    negative_prompt: str | None
     size: tuple[int, int]
     guidance_scale: float
     schedule: Mapping[str, Any]
+    sampling: Mapping[str, Any]
     seconds: Mapping[str, float]
     unet_rows: int
 

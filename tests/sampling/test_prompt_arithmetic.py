@@ -72,6 +72,7 @@ def test_tokens_are_swapped_and_scaled(prompts):
     ("make", "sentence"),
     [
         (lambda p: interpolate(p(), p(), 0.5, path="cubic"), "path='cubic' is unknown"),
+        (lambda p: interpolate(p(), p(), float("nan")), "amount=nan; a finite number"),
         (lambda p: interpolate(p(), p(length=5), 0.5), "have nothing between them"),
         (lambda p: interpolate(p(), p(), 0.5, tokens=[7]), "token 7 is not there; 0 to 6 are"),
         (lambda p: swap_tokens(p(), p(length=5), {1: 5}), "token 5 is not there; 0 to 4 are"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -26,10 +27,13 @@ def interpolate(
 
     path: "linear", or "spherical" along the great circle, token by token, lengths linear. tokens:
     positions that move, all of them (and SDXL's pooled vector) if None. Raises ValueError for an
-    unknown path, embeddings of different shapes and positions that are not there.
+    unknown path, an infinite amount, embeddings of different shapes and positions that are not
+    there.
     """
     if path not in ("linear", "spherical"):
         raise ValueError(f"path={path!r} is unknown; accepted are linear, spherical")
+    if not math.isfinite(amount):
+        raise ValueError(f"amount={amount}; a finite number is expected")
     start, end = first.hidden_states, second.hidden_states
     if start.shape != end.shape:
         raise ValueError(
