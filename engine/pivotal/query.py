@@ -26,11 +26,11 @@ class _Rows:
 
     def select(self, rows: Tensor) -> Self:
         """The given rows (int64 [R]), as new tensors."""
-        return self._map(lambda value: value[rows.to(value.device)])
+        return self.mapped(lambda value: value[rows.to(value.device)])
 
     def owned(self) -> Self:
         """The same rows in memory of their own."""
-        return self._map(Tensor.clone)
+        return self.mapped(Tensor.clone)
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -46,14 +46,18 @@ class _Rows:
                 joined[field.name] = values[0]
         return cls(**joined)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def to(self, device: torch.device | str) -> Self:
+        return self.mapped(lambda value: value.to(device))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor, those inside included, replaced by its change."""
         made: dict[str, Any] = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 value = change(value)
             elif isinstance(value, _Rows):
-                value = value._map(change)
+                value = value.mapped(change)
             made[field.name] = value
         return type(self)(**made)
 
@@ -75,9 +79,6 @@ class Conditioning(_Rows):
         pooled = None if self.pooled is None else self.pooled.shape[1:]
         time_ids = None if self.time_ids is None else self.time_ids.shape[1:]
         return (self.hidden_states.shape[1:], self.hidden_states.dtype, pooled, time_ids)
-
-    def to(self, device: torch.device | str) -> Conditioning:
-        return self._map(lambda value: value.to(device))
 
 
 @dataclass(frozen=True)
