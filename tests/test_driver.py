@@ -764,7 +764,7 @@ def test_a_deadline_that_has_passed_closes_the_job(exact, question):
     driver = Driver(exact)
     driver.add(job)
     driver.run()
-    with pytest.raises(DeadlineExceeded, match="the long one had not ended by its deadline of 0.0"):
+    with pytest.raises(DeadlineExceeded, match="the long one had not ended by its deadline"):
         job.result()
 
 

@@ -1,5 +1,6 @@
 """Threads take turns: one at a time, in the order they came, whatever ends them."""
 
+import os
 import threading
 import time
 
@@ -125,3 +126,43 @@ def test_who_is_cancelled_beforehand_has_no_turn():
     with pytest.raises(Cancelled), turns.take(cancellation):
         raise AssertionError
     assert another_has_a_turn(turns)
+
+
+def test_who_takes_every_other_turn_waits_for_one_of_those_that_came_before():
+    turns, order = Turns(), []
+
+    def work(name, **options):
+        with turns.take(**options):
+            order.append(name)
+
+    with turns.take():
+        threads = []
+        for count, name in enumerate("abc", 1):
+            threads.append(started(lambda name=name: work(name)))
+            wait_until(lambda count=count: len(turns._waiting) == count)
+        threads.append(started(lambda: work("worker", every_other=True)))
+        wait_until(lambda: len(turns._waiting) == 4)
+    for thread in threads:
+        thread.join()
+    assert order == ["a", "worker", "b", "c"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_does_not_wait_for_turns_of_its_parents_threads():
+    turns, inside, leave = Turns(), threading.Event(), threading.Event()
+
+    def hold():
+        with turns.take():
+            inside.set()
+            leave.wait(60)
+
+    thread = started(hold)
+    assert inside.wait(30)
+    child = os.fork()
+    if child == 0:
+        with turns.take():
+            os._exit(7)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -12,12 +12,21 @@ if TYPE_CHECKING:
     from .editing.explanation import Explanation
     from .editing.masactrl import MutualSelfAttention
     from .engine import Engine
-    from .errors import BatchError, Cancelled, PivotalError
+    from .errors import (
+        BatchError,
+        Cancelled,
+        DeadlineExceeded,
+        EngineClosedError,
+        PivotalError,
+        QueueFullError,
+        WorkerError,
+    )
     from .inversion_file import Inversion, read_inversion, write_inversion
     from .query import Conditioning
     from .results import Edited, Generated, Reconstruction
     from .sampling.loss_guidance import LossGuidance
     from .sampling.prompt_arithmetic import interpolate, scale_token, swap_tokens
+    from .serving import Serving, Submitted
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,6 +51,12 @@ __all__ = [
     "PivotalError",
     "BatchError",
     "Cancelled",
+    "Serving",
+    "Submitted",
+    "DeadlineExceeded",
+    "QueueFullError",
+    "EngineClosedError",
+    "WorkerError",
 ]
 
 _HOMES = {
@@ -66,6 +81,12 @@ _HOMES = {
     "PivotalError": "errors",
     "BatchError": "errors",
     "Cancelled": "errors",
+    "Serving": "serving",
+    "Submitted": "serving",
+    "DeadlineExceeded": "errors",
+    "QueueFullError": "errors",
+    "EngineClosedError": "errors",
+    "WorkerError": "errors",
 }
 
 

@@ -15,7 +15,16 @@ from .errors import BackendError
 from .job import Job, Listener
 from .query import Algorithm, Answer, Query, Result
 
-__all__ = ["Denoiser", "Driver", "Job", "Listener", "drive", "drive_many", "require"]
+__all__ = [
+    "Denoiser",
+    "Driver",
+    "Job",
+    "Listener",
+    "drive",
+    "drive_many",
+    "require",
+    "require_rows",
+]
 
 
 class Denoiser(Protocol):
@@ -46,6 +55,12 @@ def require(denoiser: Denoiser, needed: Iterable[type], method: str) -> None:
             f"the {denoiser.name} backend can't answer {names}, which {method} needs; "
             "use the torch backend for it"
         )
+
+
+def require_rows(name: str, rows: int | None) -> None:
+    """Raises ValueError for a limit that no batch fits into."""
+    if rows is not None and rows < 1:
+        raise ValueError(f"{name}={rows}; at least 1 is needed")
 
 
 class _Share(NamedTuple):
@@ -85,9 +100,8 @@ class Driver:
     def __init__(
         self, denoiser: Denoiser, *, max_rows: int | None = None, shared_rows: int | None = None
     ) -> None:
-        for name, rows in (("max_rows", max_rows), ("shared_rows", shared_rows)):
-            if rows is not None and rows < 1:
-                raise ValueError(f"{name}={rows}; at least 1 is needed")
+        require_rows("max_rows", max_rows)
+        require_rows("shared_rows", shared_rows)
         self.denoiser = denoiser
         self.max_rows = max_rows
         self.shared_rows = shared_rows

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
@@ -37,8 +38,10 @@ from .sampling_task import (
     checked_seeds,
     encoded,
 )
+from .serving import Serving, Submitted
 from .tokens import Tokens
 
+T = TypeVar("T")
 CallbackOnStepEnd = Callable[["Engine", int, float, dict[str, Tensor]], Mapping[str, Tensor]]
 """As diffusers': (engine, step, timestep, {"latents": latents}) to a dict, which may hold changed
 latents of the same shape [R, C, h, w]."""
@@ -61,13 +64,15 @@ class Engine:
         denoiser: Denoiser | None = None,
         *,
         cache: InversionCache | None = None,
+        serving: Serving | None = None,
     ) -> None:
         self.model = model
         self.denoiser = denoiser or TorchDenoiser(
             model.unet, model.levels.config.prediction_type, decode=_decoder(model)
         )
         self.cache = cache
-        self._runner = Runner(model, self.denoiser)
+        self._runner = Runner(model, self.denoiser, serving)
+        weakref.finalize(self, self._runner.service.close, wait=False).atexit = False
 
     @classmethod
     def load(
@@ -75,15 +80,16 @@ class Engine:
         model: str | Path = "shapes",
         *,
         cache: InversionCache | None = None,
+        serving: Serving | None = None,
         **options: Any,
     ) -> Engine:
         """`model`: "shapes" (bundled), a diffusers folder, a hub id, or "random:<family>".
 
-        cache: where inversions are looked up and kept; none if None.
+        cache: where inversions are looked up and kept; none if None. serving: of submitted calls.
         options: device, dtype, variant, revision, local_files_only, family, as `model.load.load`.
         """
         start = time.perf_counter()
-        engine = cls(load(model, **options), cache=cache)
+        engine = cls(load(model, **options), cache=cache, serving=serving)
         engine._runner.load_seconds = time.perf_counter() - start
         return engine
 
@@ -365,6 +371,40 @@ class Engine:
     def decode(self, latents: Tensor, *, output_type: OutputType = "pil") -> Images:
         """Latents [B, C, h, w] float32, as callbacks see them, to pictures."""
         return as_output(self._runner.decode(latents), output_type)
+
+    def submit(
+        self,
+        call: Callable[..., T],
+        /,
+        *arguments: Any,
+        priority: int = 0,
+        deadline: float | None = None,
+        **options: Any,
+    ) -> Submitted[T]:
+        """Start a call and don't wait for it: `engine.submit(engine.edit, inversion, "a dog")`.
+
+        call: a method of this engine, or a function of your own that calls several; what follows
+        are its arguments. All submitted calls share UNet batches, which one worker thread runs;
+        there listeners and callbacks are told, and hold up all, so let them be quick. A result is
+        what the direct call gives, but for rounding. priority: the higher goes first where a batch
+        has no room for all; see `Driver`. deadline: seconds from now.
+
+        Raises at once TypeError for arguments that the call does not take, ValueError for a wrong
+        priority or deadline, QueueFullError and EngineClosedError; the future raises the rest.
+        """
+        return self._runner.service.submit(call, arguments, options, priority, deadline)
+
+    def close(self) -> None:
+        """Cancel what was submitted, wait until it has ended, and end the worker. An engine that
+        submits nothing needs no closing.
+        """
+        self._runner.service.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def _watch(
         self,

@@ -10,7 +10,7 @@ import torch
 from .cache import InversionCache
 from .driver import Job, Listener
 from .errors import Cancelled, NonFiniteError, PivotalError
-from .images import ImageSource, to_tensor
+from .images import ImageSource
 from .inversion.base import Inverted
 from .inversion_file import Inversion
 from .inversion_task import Settings, Task, read_task
@@ -100,11 +100,10 @@ class _Run:
     @staticmethod
     def planned(runner: Runner, task: Task, settings: Settings) -> _Run:
         clock = Clock()
-        model, method, size = runner.model, settings.method, task.picture.size
+        method, size = settings.method, task.picture.size
         conditioning = runner.encode([task.prompt], size)
         null = runner.encode([""], size)
-        with torch.no_grad():
-            latents = model.autoencoder.encode(to_tensor(task.picture.pixels)).to(model.device)
+        latents = runner.encode_picture(task.picture.pixels)
         algorithm = method.invert(settings.schedule, latents, conditioning, null, settings.options)
         clock.lap("encode")
         job = Job(algorithm, f"the inversion of {task.prompt!r}", method.name)

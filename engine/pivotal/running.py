@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from .attention_routes import AttentionRoutes
-from .cancellation import Cancellation
+from .cancellation import Cancellation, EitherCancellation
 from .control import Control
-from .driver import Denoiser, Driver, Job, Listener
+from .driver import Denoiser, Driver, Job, Listener, require_rows
 from .editing.routes import Layers
 from .errors import NonFiniteError
-from .images import Pixels, from_tensor
+from .images import Pixels, from_tensor, to_tensor
 from .model.load import Model
 from .query import Conditioning, Result
 from .runtime.probe import probe_routes
 from .schedule import Schedule
+from .serving import Service, Serving
 from .turns import Turns
+from .worker import Worker
 
 StepCallback = Callable[[int, float, dict[str, Tensor]], Mapping[str, Tensor]]
 """After a step: (step, timestep, {"latents"}) to {} or {"latents": changed ones}."""
@@ -96,11 +98,14 @@ class Clock:
 
 
 class Runner:
-    """A model and the denoiser that runs it. Calls from several threads take turns, a query to the
-    network each.
+    """A model and the denoiser that runs it. Calls from several threads take turns, a UNet batch
+    each; beside these one text or picture at a time goes through its encoder or decoder.
+
+    The jobs of submitted calls run together in the service's worker; a direct call's run in the
+    thread that calls, where its callbacks, signals and profilers belong.
     """
 
-    def __init__(self, model: Model, denoiser: Denoiser) -> None:
+    def __init__(self, model: Model, denoiser: Denoiser, serving: Serving | None = None) -> None:
         self.model = model
         self.denoiser = denoiser
         self.layers = Layers(
@@ -110,7 +115,10 @@ class Runner:
         )
         self.load_seconds = 0.0
         self._turns = Turns()
+        self._coding = Turns()
         self._probed = False
+        settings = serving or Serving()
+        self.service = Service(Worker(denoiser, self._turns, settings.shared_rows), settings)
 
     @property
     def dtype_name(self) -> str:
@@ -147,12 +155,19 @@ class Runner:
     ) -> None:
         """Run jobs together to their ends; each keeps its result or its error.
 
+        max_rows: the most UNet rows in a batch that they are in; None for no limit.
         Raises Cancelled if the end was asked for while waiting for a turn.
         """
-        driver = Driver(self.denoiser, max_rows=max_rows)
+        require_rows("max_rows", max_rows)
+        request = self.service.request()
+        for job in jobs:
+            job.cancellation, job.max_rows = self._either(cancellation), max_rows
+        if request is not None:
+            self.service.run(jobs, request)
+            return
+        driver = Driver(self.denoiser)
         with self._turns.take(cancellation):
             for job in jobs:
-                job.cancellation = cancellation
                 driver.add(job)
         while driver.live:
             with self._turns.take(cancellation):
@@ -160,18 +175,24 @@ class Runner:
 
     def encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
         """Conditioning of B prompts for pictures of `size`, on the model's device."""
-        with torch.no_grad():
+        with self._coding.take(self._either()), torch.no_grad():
             return self.model.text.encode(prompts, size).to(self.model.device)
+
+    def encode_picture(self, pixels: Pixels) -> Tensor:
+        """A picture, uint8 [H, W, 3], to latents [1, C, h, w] float32 on the model's device."""
+        with self._coding.take(self._either()), torch.no_grad():
+            return self.model.autoencoder.encode(to_tensor(pixels)).to(self.model.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to images [B, 3, H, W] float32 in [-1, 1] on the CPU.
 
         One at a time, as the decoder is what takes most memory.
         """
-        decoder, device = self.model.autoencoder.decode, self.model.device
-        with torch.no_grad():
-            images = [decoder(one.to(device, torch.float32)).cpu() for one in latents.split(1)]
-        return torch.cat(images)
+        return torch.cat([self._decode_one(one) for one in latents.split(1)])
+
+    def _decode_one(self, latents: Tensor) -> Tensor:
+        with self._coding.take(self._either()), torch.no_grad():
+            return self.model.autoencoder.decode(latents.to(self.model.device, torch.float32)).cpu()
 
     def pictures(self, latents: Tensor) -> list[Pixels]:
         """Latents [B, C, h, w] to uint8 [H, W, 3] each."""
@@ -186,10 +207,17 @@ class Runner:
         shape = (2, self.model.autoencoder.channels, side, side)
         latents = torch.randn(shape, generator=generator).to(self.model.device)
         conditioning = self.encode(["a cat", "blue sky"], self.model.default_size)
-        with self._turns.take(cancellation):
+        with self._turns.take(self._either(cancellation)):
             if not self._probed:  # another thread may have, meanwhile
                 probe_routes(self.denoiser, self.model.unet.layers, conditioning, latents)
                 self._probed = True
+
+    def _either(self, cancellation: Cancellation | None = None) -> Cancellation | None:
+        """The end of a call, or of the submitted one that it is part of."""
+        request = self.service.request()
+        if request is None or cancellation is None:
+            return cancellation if request is None else request.cancellation
+        return EitherCancellation(cancellation, request.cancellation)
 
 
 def require_finite(values: Tensor, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -21,10 +22,19 @@ class Turns:
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._owner: int | None = None  # the thread whose turn it is
+        self._process = os.getpid()
 
     @contextmanager
-    def take(self, cancellation: Cancellation | None = None) -> Iterator[None]:
-        """Wait for a turn and hold it. Raises Cancelled if the end is asked for meanwhile."""
+    def take(
+        self, cancellation: Cancellation | None = None, *, every_other: bool = False
+    ) -> Iterator[None]:
+        """Wait for a turn and hold it. Raises Cancelled if the end is asked for meanwhile.
+
+        every_other: wait for one of those that came before, not for all: for the thread that many
+        calls wait for.
+        """
+        if self._process != os.getpid():  # forked: whoever held or awaited a turn is not here
+            Turns.__init__(self)
         thread = threading.get_ident()
         if self._owner == thread:
             yield
@@ -32,7 +42,7 @@ class Turns:
         ticket = object()
         try:  # an interruption may come at any point from here on
             with self._changed:
-                self._waiting.append(ticket)
+                self._waiting.insert(1 if every_other else len(self._waiting), ticket)
                 while self._owner is not None or self._waiting[0] is not ticket:
                     self._changed.wait(None if cancellation is None else _PATIENCE)
                     if cancellation is not None:
