@@ -8,20 +8,22 @@ Iterative Diffusion Inversion" (arXiv:2309.04907), iterates f, plainly or Anders
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pivotal.query import Algorithm, Conditioning, Progress
+from pivotal.query import Algorithm, Conditioning
 from pivotal.sampling.guidance import guided_noise
 from pivotal.sampling.steps import ddim_coefficients
 from pivotal.schedule import NoiseLevel, Schedule
 
 from . import ddim
 from .base import Inverted
-from .checks import require_finite_sigma, require_one_of, require_within
+from .checks import require_one_of, require_within
+from .implicit import climb
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,8 @@ def invert(
 
     Diagnostics: `residuals` [B, steps, iterations], clean to noisy, NaN where a row had stopped.
     """
-    require_finite_sigma(schedule, "fixed-point inversion")
-    found = []
-    for step, (low, high) in enumerate(schedule.ascending()):
-        yield from Progress("invert", step, schedule.steps)
-        latents, residuals = yield from solve(latents, low, high, conditioning, null, options)
-        found.append(residuals)
-    return Inverted(noise=latents, diagnostics={"residuals": torch.stack(found, dim=1)})
+    solved = partial(solve, conditioning=conditioning, null=null, options=options)
+    return (yield from climb(schedule, latents, solved, "fixed-point inversion"))
 
 
 def solve(

@@ -8,18 +8,20 @@ Newton-Raphson on a scalar needs its gradient alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pivotal.query import Algorithm, Conditioning, Progress
+from pivotal.query import Algorithm, Conditioning
 from pivotal.sampling.guidance import both_noises, guided_noise
 from pivotal.sampling.steps import ddim_coefficients
 from pivotal.schedule import NoiseLevel, Schedule
 
 from . import ddim
 from .base import Inverted
-from .checks import require_above, require_finite_sigma, require_within
+from .checks import require_above, require_within
+from .implicit import climb
 from .pullback import guided_parts, pulled_back
 
 
@@ -59,13 +61,8 @@ def invert(
 
     Diagnostics: `residuals` [B, steps, iterations], root mean squares, clean to noisy.
     """
-    require_finite_sigma(schedule, "Newton-Raphson inversion")
-    found = []
-    for step, (low, high) in enumerate(schedule.ascending()):
-        yield from Progress("invert", step, schedule.steps)
-        latents, residuals = yield from solve(latents, low, high, conditioning, null, options)
-        found.append(residuals)
-    return Inverted(noise=latents, diagnostics={"residuals": torch.stack(found, dim=1)})
+    solved = partial(solve, conditioning=conditioning, null=null, options=options)
+    return (yield from climb(schedule, latents, solved, "Newton-Raphson inversion"))
 
 
 def solve(
