@@ -124,6 +124,21 @@ def generation_record(
     }
 
 
+def styling_record(
+    model: Model, inversion: Inversion, made: Generated, index: int, outputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """How one picture was made from an inversion's noise, for --json and its metadata."""
+    return {
+        **generation_record(model, made, index, outputs),
+        "source": {
+            name: value for name, value in _source(inversion).items() if name not in _OF_THE_MODEL
+        },
+    }
+
+
+_OF_THE_MODEL = ("model", "family")
+
+
 def embedded(record: Mapping[str, Any]) -> dict[str, str]:
     """A record as a picture carries it with it: nothing in it tells of this machine."""
     private = ("outputs", "seconds", "device")

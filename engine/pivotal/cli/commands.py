@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cache, demo, doctor, edit, explain, generate, invert, methods, models, reconstruct
+from . import (
+    cache,
+    demo,
+    doctor,
+    edit,
+    explain,
+    generate,
+    invert,
+    methods,
+    models,
+    reconstruct,
+    style,
+)
 from .command import command
 
 app = typer.Typer(
@@ -43,6 +55,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     invert.invert,
     reconstruct.reconstruct,
     edit.edit,
+    style.style,
     generate.generate,
     explain.explain,
     methods.methods,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .frames import Frames, write_animation
+from .frames import Frames
+from .making import Places, table, write
 from .options import (
     Animation,
     Force,
@@ -15,24 +16,38 @@ from .options import (
     ModelOptions,
     NoMetadata,
     Size,
-    Steps,
 )
-from .outputs import check_outputs, chosen, free, numbered, staged
+from .sampling import PromptPath, SamplingOptions
 from .terminal import Terminal
-from .values import parse_size, prompt_text
+from .values import parse_blend, parse_size, prompt_text
+
+if TYPE_CHECKING:
+    from pivotal.engine import Engine
 
 
 def generate(
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One picture each.")],
+    sampling: SamplingOptions,
     model: ModelOptions,
     terminal: Terminal,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: generated.png.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the first picture; the next has seed + 1, ..")] = 0,
-    steps: Steps = 50,
+    steps: Annotated[int | None, typer.Option(help="Of the schedule. Default: 50.")] = None,
+    step_size: Annotated[
+        int | None, typer.Option(help="In place of --steps: trained timesteps between two.")
+    ] = None,
     guidance_scale: GuidanceScale = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    prompt_blend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROMPT=AMOUNT",
+            help="Go this far, 0 to 1, from each PROMPT's embedding towards this other prompt's.",
+        ),
+    ] = None,
+    prompt_path: PromptPath = None,
     size: Size = None,
     animation: Animation = None,
     no_metadata: NoMetadata = False,
@@ -41,63 +56,69 @@ def generate(
     """Make pictures from text.
 
     Example: `pivotal generate "a red circle on a blue background" --seed 3 --steps 20 -o red.png`
+
+    Example: `pivotal generate "a red circle on a gray background" --loss blue:0.9 --loss-every 2
+    --sampler euler --prompt-blend "a red star on a gray background=0.5" -o blend.png`
     """
-    from pivotal.figures import animation_extension
-    from pivotal.images import known_extension, save_image
-    from pivotal.records import embedded, generation_record
+    from pivotal.records import generation_record
 
     prompts = [prompt_text(each, "PROMPT") for each in prompt]
-    path = chosen(output, "generated.png", force=force)
-    known_extension(path)
-    if animation is not None:
-        animation_extension(animation)
-    pictures = numbered(path, len(prompts))
-    if output is None and not force:
-        pictures = [free(each) for each in pictures]
-    animations = [] if animation is None else numbered(animation, len(prompts))
-    check_outputs([*pictures, *animations], force=force)
+    blend = None if prompt_blend is None else parse_blend(prompt_blend)
+    if prompt_path is not None and blend is None:
+        raise ValueError(f"--prompt-path {prompt_path} is for --prompt-blend; give that too")
+    places = Places.checked(output, "generated.png", len(prompts), animation, force=force)
+    planned = sampling.planned()
     fitted = parse_size(size)
     engine = model.load()
     frames = Frames(edits=False) if animation else None
+    given = prompts if blend is None else _blended(engine, prompts, blend, prompt_path, fitted)
     with terminal.progress() as bar:
         made = engine.generate(
-            prompts,
+            given,
             negative_prompt=negative_prompt,
             num_inference_steps=steps,
+            step_size=step_size,
             guidance_scale=guidance_scale,
             seed=seed,
             size=fitted,
             callback_on_step_end=frames,
             on_progress=bar,
+            **planned.keywords(fitted or engine.model.default_size),
         )
-    records = []
-    ways = [] if frames is None else frames.trajectories()
-    with staged([*pictures, *animations], terminal.interruption, force=force) as places:
-        for index, each in enumerate(pictures):
-            outputs = {"picture": str(each)}
-            if animations:
-                outputs["animation"] = str(animations[index])
-            record = generation_record(engine.model, made, index, outputs)
-            records.append(record)
-            settings, last = None if no_metadata else embedded(record), made.pictures[index]
-            save_image(last, places[each], settings)
-            if animations:
-                moving = places[animations[index]]
-                write_animation(engine, ways[index], last, moving, terminal, settings)
-    terminal.show(records[0] if len(records) == 1 else {"pictures": records}, _table(records))
-    terminal.saved([*pictures, *animations])
+    more = planned.record()
+    if blend is not None:
+        way = prompt_path or "linear"
+        more["prompt_blend"] = {"prompt": blend[0], "amount": blend[1], "path": way}
+    records = [
+        {**generation_record(engine.model, made, index, places.of(index)), "prompt": text, **more}
+        for index, text in enumerate(prompts)
+    ]
+    write(
+        places,
+        engine,
+        made,
+        made.pictures,
+        records,
+        frames,
+        terminal,
+        metadata=not no_metadata,
+        force=force,
+    )
+    terminal.show(records[0] if len(records) == 1 else {"pictures": records}, table(records))
+    terminal.saved(places.all())
 
 
-def _table(records: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+def _blended(
+    engine: Engine,
+    prompts: list[str],
+    blend: tuple[str, float],
+    path: str | None,
+    size: tuple[int, int] | None,
+) -> list[Any]:
+    """Embeddings between each prompt and another."""
+    from pivotal.sampling.prompt_arithmetic import interpolate
 
-    table = Table("prompt", "seed", "steps", "guidance", "seconds")
-    for record in records:
-        table.add_row(
-            record["prompt"],
-            str(record["seed"]),
-            str(record["steps"]),
-            f"{record['guidance_scale']:g}",
-            f"{record['seconds']['total']:.1f}",
-        )
-    return table
+    other, amount = blend
+    way: Any = path or "linear"  # interpolate names the accepted ones
+    end = engine.encode(other, size=size)
+    return [interpolate(engine.encode(each, size=size), end, amount, path=way) for each in prompts]

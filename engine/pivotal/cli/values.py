@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -56,3 +57,25 @@ def prompt_text(text: str, option: str) -> str:
     if not text.strip():
         raise ValueError(f"{option} is empty; say in a few words what the picture shows")
     return text
+
+
+def parse_loss(text: str) -> tuple[str, Any]:
+    """Kind and value of `blue:0.9`, `image:FILE` or `image`; a channel's level is 0.9 if unsaid."""
+    kind, _, value = text.partition(":")
+    if kind == "image":
+        return kind, value
+    if kind not in ("red", "green", "blue"):
+        raise ValueError(f"--loss {text!r}: write blue:0.9, red:0.9, green:0.9 or image:FILE")
+    try:
+        level = float(value) if value else 0.9
+    except ValueError:
+        level = -1.0
+    if not 0 <= level <= 1:
+        raise ValueError(f"--loss {text!r}: {value!r} is no level from 0 to 1")
+    return kind, level
+
+
+def parse_blend(text: str) -> tuple[str, float]:
+    """Prompt and amount of `a blue square=0.5`."""
+    ((prompt, amount),) = numbers([text], "prompt-blend").items()
+    return prompt_text(prompt, "--prompt-blend"), amount
