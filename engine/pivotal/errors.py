@@ -68,6 +68,18 @@ class WorkerError(PivotalError):
     """The thread that ran the submitted calls ended unexpectedly; its cause is attached."""
 
 
+class PrecisionError(PivotalError):
+    """A reduced arithmetic (TF32, fp8) is too coarse for this model."""
+
+
+class MemoryLimitError(PivotalError):
+    """A job needs more memory than it may use; found when planning."""
+
+
+class OutOfMemoryError(PivotalError):
+    """The device ran out of memory on a job that can't be made smaller."""
+
+
 class BatchError(PivotalError):
     """Some of several images could not be inverted. What the others gave is not lost.
 
