@@ -1,4 +1,4 @@
-"""Any number of rows on few batch sizes: as the network alone answers, and asked in no other size."""
+"""Any number of rows on few batch sizes: answered as alone, and asked in no other size."""
 
 from dataclasses import replace
 
