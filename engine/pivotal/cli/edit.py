@@ -85,7 +85,7 @@ def edit(
     from pivotal.records import edit_record
 
     source = read_inversion(inversion)
-    edits = options.edits(target, None if mask is None else read_mask(mask, source))
+    edits = options.edits(target, None if mask is None else read_mask(mask, source.picture))
     places = _places(inversion, output, len(edits), animation, report, force=force)
     check_outputs(places.all(), force=force)
     engine = model.load(source.model)

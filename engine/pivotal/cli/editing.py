@@ -14,7 +14,7 @@ from .values import numbers, prompt_text
 
 if TYPE_CHECKING:
     from pivotal.editing.edit import Edit
-    from pivotal.inversion_file import Inversion
+    from pivotal.images import Fitted
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,16 @@ class EditOptions:
         ]
 
 
-def read_mask(path: Path, source: Inversion) -> Any:
-    """A picture as a mask of the inversion's own size: bool [H, W], true where it is light.
+def read_mask(path: Path, fitted: Fitted) -> Any:
+    """A picture as a mask of the fitted source's own size: bool [H, W], true where it is light.
 
-    It has the source's size, or that of the inverted picture; the former is fitted as the source.
+    It has the source's size, or that of the fitted picture; the former is fitted as the source.
     """
     import torch
 
     from pivotal.images import fit, read_image
 
-    picture, fitted = read_image(path), source.picture
+    picture = read_image(path)
     pixels = picture.pixels
     if picture.size != fitted.size:
         if picture.size != fitted.source_size:
