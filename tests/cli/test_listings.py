@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+import pivotal as pivotal_package
+from pivotal.backends import BACKENDS
 from pivotal.inversion.registry import METHODS
 
 
@@ -13,6 +15,19 @@ def test_methods_lists_all_with_papers_and_costs(pivotal, tmp_path):
     assert all({"title", "paper", "rows", "stores", "options"} <= set(each) for each in listed)
     shown = pivotal("methods", cwd=tmp_path).stdout
     assert all(name in shown for name in METHODS)
+
+
+def test_methods_says_which_backends_run_each_alone(pivotal, tmp_path):
+    listed = json.loads(pivotal("methods", "--json", cwd=tmp_path).stdout)["methods"]
+    by_name = {each["name"]: each["backends"] for each in listed}
+    assert by_name["ddim"] == ["torch", "onnx", "tensorrt"]
+    assert by_name["null-text"] == ["torch"]
+    assert all("torch" in each for each in by_name.values())
+    assert "onnx, tensorrt" in pivotal("methods", "edict", cwd=tmp_path).stdout
+
+
+def test_what_torch_answers_is_what_is_listed():
+    assert pivotal_package.Engine.load("shapes").denoiser.answers == BACKENDS["torch"]
 
 
 def test_one_methods_options_are_those_that_option_takes(pivotal, tmp_path):

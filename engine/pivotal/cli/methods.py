@@ -25,7 +25,8 @@ def methods(
         ),
     ] = None,
 ) -> None:
-    """List the inversion methods: papers, costs, what each stores; or one with its options.
+    """List the inversion methods: papers, costs, what each stores, the guidance it suits and the
+    backends that can run it alone; or one with its options.
 
     Example: `pivotal methods null-text`
     """
@@ -40,6 +41,8 @@ def methods(
 
 
 def _record(method: Method) -> dict[str, Any]:
+    from pivotal.backends import backends_for
+
     return {
         "name": method.name,
         "title": method.title,
@@ -48,6 +51,7 @@ def _record(method: Method) -> dict[str, Any]:
         "stores": method.stores,
         "guidance": list(method.guidance),
         "needs": sorted(each.__name__ for each in method.needs),
+        "backends": backends_for(method.needs),
         "options": [
             {"name": each.name, "type": str(each.type), "default": _default(each)}
             for each in fields(method.options)
@@ -75,8 +79,13 @@ def _overview(records: list[dict[str, Any]]) -> Any:
     )
     for record in records:
         low, high = record["guidance"]
-        table.add_row(record["name"], record["title"], f"{low:g} to {high:g}", record["rows"])
-    table.caption = "Papers, what is stored and the options: pivotal methods METHOD"
+        mark = "*" if record["backends"] == ["torch"] else ""
+        title = f"{record['title']} ({record['paper']})"
+        table.add_row(record["name"] + mark, title, f"{low:g} to {high:g}", record["rows"])
+    table.caption = (
+        "* on torch alone: it needs gradients. What is stored, backends and options: "
+        "pivotal methods METHOD"
+    )
     return table
 
 
@@ -87,6 +96,7 @@ def _one(record: dict[str, Any]) -> Any:
     for key in ("name", "title", "paper", "rows", "stores"):
         table.add_row(key, record[key])
     table.add_row("guidance", "{:g} to {:g}".format(*record["guidance"]))
+    table.add_row("backends", ", ".join(record["backends"]))
     for option in record["options"]:
         table.add_row(f"--option {option['name']}={option['default']}", option["type"])
     return table
