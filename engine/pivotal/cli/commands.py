@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import (
+    bench,
     cache,
     demo,
     doctor,
@@ -64,5 +65,6 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
 for _each in _COMMANDS:
     command(app)(_each)
 app.add_typer(cache.app, name="cache")
+app.add_typer(bench.app, name="bench")
 for _each in (doctor.doctor, demo.demo):
     command(app)(_each)

@@ -1,0 +1,1 @@
+"""Measuring: cases, one harness that times them, rows of results, comparisons, reports."""

@@ -1,0 +1,88 @@
+"""Two or more results side by side: ratios of medians with intervals, and what got slower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pivotal.bench.errors import ResultsError
+from pivotal.bench.intervals import Interval, ratio_interval
+from pivotal.bench.rows import Row, latest
+
+Verdict = Literal["slower", "faster", "no difference shown", "too noisy", "not timed"]
+TOLERANCE = 0.05
+"""A change below it is not called one, however sure it is."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One case in two results. ratio: seconds of the second over the first's; over 1 is slower."""
+
+    suite: str
+    case: str
+    settings: Mapping[str, Any]
+    before: float | None
+    after: float | None
+    ratio: Interval | None
+    verdict: Verdict
+    reason: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        ratio = self.ratio and {
+            "p50": self.ratio.middle, "low": self.ratio.low, "high": self.ratio.high
+        }  # fmt: skip
+        return {
+            "suite": self.suite, "case": self.case, "settings": dict(self.settings),
+            "before": self.before, "after": self.after, "ratio": ratio,
+            "verdict": self.verdict, "reason": self.reason,
+        }  # fmt: skip
+
+
+def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Comparison]:
+    """Every case that both results hold, in the first one's order. Raises ResultsError for none."""
+    first, second = latest(before), latest(after)
+    common = [key for key in first if key in second]
+    if not common:
+        raise ResultsError(
+            f"the two results have none of {len(first)} and {len(second)} cases in common; "
+            "measure the same suites with the same settings"
+        )
+    return [_one(first[key], second[key]) for key in common]
+
+
+def machine_ratio(before: Sequence[Row], after: Sequence[Row]) -> Interval | None:
+    """How much slower the machine itself was: seconds of the large matrix product, both runs'."""
+    samples = [
+        [s for row in rows if row["status"] == "timed" for s in _products(row)]
+        for rows in (before, after)
+    ]
+    return ratio_interval(*samples) if all(samples) else None
+
+
+def _products(row: Row) -> list[float]:
+    found: list[float] = row["ceilings"]["samples"]["a large matrix product"]
+    return found
+
+
+def _one(before: Row, after: Row) -> Comparison:
+    named = (before["suite"], before["case"], before["settings"])
+    for row in (before, after):
+        if row["status"] != "timed":
+            reason = row.get("error") or row.get("reason")
+            lost = row is after and row["status"] == "failed" and before["status"] == "timed"
+            # What ran before and fails now is worse than slow.
+            return Comparison(*named, None, None, None, "slower" if lost else "not timed", reason)
+    middles = before["seconds"]["p50"], after["seconds"]["p50"]
+    ratio = ratio_interval(before["samples"], after["samples"])
+    noisy = before["noisy"] or after["noisy"]
+    return Comparison(*named, *middles, ratio, _verdict(ratio, noisy), noisy)
+
+
+def _verdict(ratio: Interval, noisy: str | None) -> Verdict:
+    """A change counts where even the near end of the interval is one, noise or not."""
+    if ratio.low > 1 and ratio.middle > 1 + TOLERANCE:
+        return "slower"
+    if ratio.high < 1 and ratio.middle < 1 - TOLERANCE:
+        return "faster"
+    return "too noisy" if noisy else "no difference shown"

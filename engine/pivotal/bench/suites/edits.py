@@ -1,0 +1,55 @@
+"""Prompt-to-Prompt by number of targets, from one inversion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from pivotal.bench.cases import Case, Prepared
+from pivotal.bench.suites.checks import require_close
+from pivotal.bench.suites.plan import PROMPT, TARGETS, Plan, picture
+from pivotal.inversion_file import Inversion
+from pivotal.results import Edited
+
+SUITE = "edits"
+_TOLERANCE = {"float64": 1e-6, "float32": 0.01, "bfloat16": 0.5, "float16": 0.2}
+
+
+def cases(plan: Plan) -> Iterator[Case]:
+    inverted = cache(
+        lambda: plan.engine.invert(
+            picture(), PROMPT, method="direct", num_inference_steps=plan.steps
+        )
+    )
+    for count in (1, 4) if plan.quick else (1, 2, 4, 8):
+        settings = {
+            "model": plan.model, "dtype": plan.dtype, "targets": count, "steps": plan.steps,
+            "method": "direct",
+        }  # fmt: skip
+        name = f"{count} targets, {plan.steps} steps"
+        yield Case(SUITE, name, _preparing(plan, inverted, count), settings, plan.model)
+
+
+def _preparing(plan: Plan, inverted: Any, count: int) -> Any:
+    def prepare() -> Prepared:
+        inversion: Inversion = inverted()
+
+        def run() -> Edited:
+            return plan.engine.edit(inversion, TARGETS[:count])
+
+        def check(edited: Edited) -> Mapping[str, Any]:
+            """The last target is what it is alone, and differs from the source."""
+            alone = plan.engine.edit(inversion, TARGETS[count - 1])
+            error = require_close(
+                edited.latents[-1], alone.latents[-1], _TOLERANCE[plan.dtype], "the last target"
+            )
+            return {
+                "company_error": error,
+                "source_psnr": edited.source.psnr,
+                "unet_rows": edited.unet_rows,
+            }
+
+        return Prepared(run, check, images=count)
+
+    return prepare

@@ -1,0 +1,58 @@
+"""What a run measures on: the model, the device, and how much of each suite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from pivotal.engine import Engine
+
+PROMPT = "a red star on a gray background"
+TARGETS = (
+    "a blue star on a gray background",
+    "a green star on a gray background",
+    "a yellow star on a gray background",
+    "a red circle on a gray background",
+    "a red square on a gray background",
+    "a red cross on a gray background",
+    "a red ring on a gray background",
+    "a red triangle on a gray background",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """model: as `Engine.load` takes it. steps: of inversions and edits. quick: few cases."""
+
+    model: str = "shapes"
+    device: str = "cpu"
+    dtype: str = "float32"
+    steps: int = 10
+    quick: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}; at least 1 is expected")
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Loaded when a case is first prepared; shared by all that ask for this dtype."""
+        return Engine.load(self.model, device=self.device, dtype=self.dtype)
+
+    @property
+    def random(self) -> bool:
+        """Random weights: speed means something, quality does not."""
+        return self.model.startswith("random:")
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+
+def picture() -> Path:
+    """The drawn scene that ships with the package."""
+    return Path(str(resources.files("pivotal") / "bundled/pictures/scene.png"))

@@ -1,0 +1,27 @@
+"""All suites by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from pivotal.bench.cases import Case
+from pivotal.bench.suites import cold_start, edits, kernels, methods, unet, whole
+from pivotal.bench.suites.plan import Plan
+
+SUITES: Mapping[str, Callable[[Plan], Iterable[Case]]] = {
+    kernels.SUITE: kernels.cases,
+    unet.SUITE: unet.cases,
+    methods.SUITE: methods.cases,
+    edits.SUITE: edits.cases,
+    whole.SUITE: whole.cases,
+    cold_start.SUITE: cold_start.cases,
+}
+
+
+def cases_of(names: Sequence[str], plan: Plan) -> Iterator[Case]:
+    """All cases of some suites, of every suite for none. Raises ValueError for an unknown name."""
+    for name in names:
+        if name not in SUITES:
+            raise ValueError(f"suite {name!r} is unknown; accepted are {', '.join(SUITES)}")
+    for name in names or SUITES:
+        yield from SUITES[name](plan)

@@ -1,0 +1,89 @@
+"""The network alone: forward, and forward with backward, by rows, size, dtype and backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pivotal.bench.cases import Case, Prepared
+from pivotal.bench.suites.checks import require_close, require_finite
+from pivotal.bench.suites.plan import PROMPT, Plan
+from pivotal.query import Answer, Denoise, NoiseGradient, NoiseLoss
+
+SUITE = "unet"
+# A row alone against the same row in company: kernels sum in another order. Over eps and gradients.
+_TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+
+
+def cases(plan: Plan) -> Iterator[Case]:
+    """Rows 1, 2, 4, 8; the model's size and double its sides; its dtype and, on request, others."""
+    rows = (1, 4) if plan.quick else (1, 2, 4, 8, 16)
+    dtypes = [plan.dtype]
+    if not plan.quick:
+        dtypes += [name for name in ("bfloat16", "float16") if name != plan.dtype]
+    for dtype in dtypes:
+        at = replace(plan, dtype=dtype)
+        for scale in (1,) if plan.quick else (1, 2):
+            for batch in rows:
+                yield _case(at, batch, scale, "forward")
+            for batch in rows[:1] if plan.quick else rows[:3]:
+                yield _case(at, batch, scale, "forward and backward")
+
+
+def _case(plan: Plan, rows: int, scale: int, work: str) -> Case:
+    settings = {
+        "model": plan.model, "dtype": plan.dtype, "rows": rows, "scale": scale, "work": work,
+        "backend": "torch",
+    }  # fmt: skip
+    side = "" if scale == 1 else f", sides x {scale}"
+    name = f"{plan.model} {plan.dtype}, {work}, {rows} rows{side}"
+    group = f"{plan.model} {plan.dtype}"
+    return Case(SUITE, name, lambda: _prepare(plan, rows, scale, work), settings, group)
+
+
+def _prepare(plan: Plan, rows: int, scale: int, work: str) -> Prepared:
+    model, denoiser = plan.engine.model, plan.engine.denoiser
+    size = (model.default_size[0] * scale, model.default_size[1] * scale)
+    query = question(plan, rows, size, backward=work != "forward")
+    pixels = size[0] // model.autoencoder.scale * (size[1] // model.autoencoder.scale)
+
+    def check(answer: Answer) -> Mapping[str, Any]:
+        """Row 0 is what it is alone."""
+        alone = denoiser.answer(query.select(torch.tensor([0])))
+        found = {"eps": (answer.eps[:1], alone.eps)}
+        if isinstance(answer, NoiseLoss) and isinstance(alone, NoiseLoss):
+            found["gradient"] = (answer.gradient[:1], alone.gradient)
+        for name, values in (("eps", answer.eps),):
+            require_finite(values, name)
+        tolerance = _TOLERANCE[plan.dtype]
+        return {
+            f"{name}_error": require_close(*pair, tolerance, name) for name, pair in found.items()
+        } | {"latents": pixels}
+
+    def run() -> Answer:
+        with torch.no_grad():
+            return denoiser.answer(query)
+
+    return Prepared(run, check)
+
+
+def question(
+    plan: Plan, rows: int, size: tuple[int, int], *, backward: bool
+) -> Denoise | NoiseGradient:
+    """What an algorithm asks in mid-run: seeded noise at the middle of a schedule."""
+    model = plan.engine.model
+    scale, channels = model.autoencoder.scale, model.autoencoder.channels
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, channels, size[0] // scale, size[1] // scale)
+    latents = torch.randn(shape, generator=generator).to(model.device)
+    level = model.levels.schedule(10).levels[5]
+    with torch.no_grad():
+        told = model.text.encode([PROMPT] * rows, size).to(model.device)
+    asked = Denoise.at(latents, level, told)
+    if not backward:
+        return asked
+    ones = torch.ones(rows, device=model.device)
+    return NoiseGradient(latents, asked.timesteps, asked.alpha_bars, told, ones, latents)

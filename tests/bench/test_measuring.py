@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from pivotal.bench.cases import Case, Prepared
+from pivotal.bench.errors import WrongResultError
+from pivotal.bench.measuring import Effort
+
+
+def test_a_row_has_samples_intervals_ceilings_and_where_it_was_measured(sleeping, rows_of):
+    (row,) = rows_of([sleeping("a", 100.0)])
+    assert row["status"] == "timed"
+    assert len(row["samples"]) >= 3
+    assert row["seconds"]["low"] <= row["seconds"]["p50"] <= row["seconds"]["high"]
+    assert row["seconds"]["p50"] == pytest.approx(100, rel=0.1)
+    assert row["ceilings"]["flops_per_second"] > 1e8
+    assert row["environment"]["versions"]["torch"] == torch.__version__
+    assert {"commit", "dirty", "cpu", "threads", "load_average"} <= set(row["environment"])
+
+
+def test_what_fails_its_check_or_cannot_be_prepared_is_a_row_and_is_not_timed(sleeping, rows_of):
+    def wrong(result):
+        raise WrongResultError("off by a mile")
+
+    def broken():
+        raise RuntimeError("no network today")
+
+    cases = [
+        sleeping("wrong", 0.0, check=wrong),
+        Case("suite", "broken", broken),
+        sleeping("absent", 0.0, needs="a CUDA device is needed"),
+        sleeping("right", 0.001),
+    ]
+    rows = {row["case"]: row for row in rows_of(cases, rounds=3)}
+    assert rows["wrong"]["error"] == "WrongResultError: off by a mile"
+    assert rows["broken"]["error"] == "RuntimeError: no network today"
+    assert rows["absent"]["reason"] == "a CUDA device is needed"
+    assert all("samples" not in rows[name] for name in ("wrong", "broken", "absent"))
+    assert rows["right"]["status"] == "timed"
+
+
+def test_the_first_call_and_compiling_are_told_apart_from_the_rest(rows_of, clock):
+    calls = []
+
+    def run():
+        calls.append(1)
+        clock.spend(5000 if len(calls) == 1 else 100, 0)
+
+    prepared = Prepared(run, lambda r: {}, compile=lambda: clock.spend(2000, 0), counted=False)
+    (row,) = rows_of([Case("suite", "cold", lambda: prepared)], rounds=4)
+    assert row["first_seconds"] == pytest.approx(5000, rel=0.01)
+    assert row["compile_seconds"] == pytest.approx(2000, rel=0.01)
+    assert max(row["samples"]) < 150
+
+
+def test_cases_of_a_group_take_turns(rows_of):
+    order = []
+
+    def case(name):
+        run = Prepared(lambda: order.append(name), lambda r: {}, counted=False)
+        return Case("suite", name, lambda: run)
+
+    rows_of([case("a"), case("b")], rounds=4)
+    turns = order[2:]  # after the first calls
+    assert all({turns[i], turns[i + 1]} == {"a", "b"} for i in range(0, len(turns), 2))
+
+
+def test_sampling_ends_once_every_interval_is_narrow(sleeping, rows_of):
+    (steady,) = rows_of([sleeping("steady", 1000.0, noise=0.001)], rounds=40)
+    (wild,) = rows_of([sleeping("wild", 1000.0, noise=0.5)], rounds=15)
+    assert len(steady["samples"]) < 10
+    assert len(wild["samples"]) == 15
+    assert steady["noisy"] is None
+    assert "half-width" in wild["noisy"]
+    with pytest.raises(ValueError, match="fewest <= rounds"):
+        Effort(rounds=2, fewest=3)
+    assert Effort().fewest < Effort().rounds
