@@ -26,7 +26,8 @@ from .model.load import Model, load
 from .query import Conditioning
 from .results import Edited, Generated, Images, OutputType, Reconstruction, as_output
 from .running import Runner, Watch
-from .runtime.torch_denoiser import Decoder, TorchDenoiser
+from .runtime.prepared import torch_denoiser
+from .runtime.torch_denoiser import Decoder
 from .sampling.loss_guidance import LossGuidance
 from .sampling.losses import PictureLoss
 from .sampling.prompt_arithmetic import Path as PromptPath
@@ -67,9 +68,7 @@ class Engine:
         serving: Serving | None = None,
     ) -> None:
         self.model = model
-        self.denoiser = denoiser or TorchDenoiser(
-            model.unet, model.levels.config.prediction_type, decode=_decoder(model)
-        )
+        self.denoiser = denoiser or torch_denoiser(model, _decoder(model))
         self.cache = cache
         self._runner = Runner(model, self.denoiser, serving)
         weakref.finalize(self, self._runner.service.close, wait=False).atexit = False

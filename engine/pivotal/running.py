@@ -122,7 +122,8 @@ class Runner:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.model.dtype).removeprefix("torch.")
+        """As users name the precision: `float16`, `tf32`."""
+        return self.model.precision.name
 
     def checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) in pixels, the model's default for None.

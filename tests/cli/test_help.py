@@ -17,7 +17,7 @@ from pivotal.images import FitPolicy
 from pivotal.inversion import registry
 from pivotal.model.families import FAMILIES
 from pivotal.model.load import BUNDLED
-from pivotal.model.load import DTYPES as LOADABLE
+from pivotal.runtime.precision import NAMED as LOADABLE
 
 EXAMPLE = re.compile(r"`(pivotal [^`]+)`")
 

@@ -5,6 +5,7 @@ from pivotal.model.families import FAMILIES
 from pivotal.model.networks import empty_text_encoder, empty_unet
 from pivotal.model.parts import random_parts
 from pivotal.model.random_weights import RandomWeights
+from pivotal.runtime.precision import Precision
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -76,4 +77,4 @@ def test_the_network_stays_finite_and_listens_to_its_text(dtype):
 
 def test_a_family_without_a_published_architecture_is_refused():
     with pytest.raises(ValueError, match="'shapes' has no published architecture"):
-        random_parts(FAMILIES["shapes"], 0, CPU, torch.float32)
+        random_parts(FAMILIES["shapes"], 0, CPU, Precision())

@@ -6,7 +6,7 @@ import ast
 from importlib import resources
 
 MODELS = ("shapes", "random:sd1", "random:sd2", "random:sdxl")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float16", "float64", "tf32", "fp8")
 POLICIES = ("crop", "pad", "stretch")
 KINDS = ("auto", "swap", "refine", "reweight")
 

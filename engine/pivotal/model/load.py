@@ -18,18 +18,12 @@ from pivotal.model.hub import fetch
 from pivotal.model.parts import Parts, folder_parts, random_parts
 from pivotal.model.text import TextEncoder
 from pivotal.model.unet import RoutedUNet
+from pivotal.runtime.precision import Precision, precision_of
 from pivotal.schedule import NoiseLevels, ScheduleConfig
 
 logger = logging.getLogger(__name__)
 
 BUNDLED = ("shapes",)
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
-
 _RANDOM = re.compile(r"random:([^:]*)(?::(\d{1,18}))?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _URL = re.compile(r"[A-Za-z][\w+.-]*://")
@@ -47,7 +41,12 @@ class Model:
     autoencoder: Autoencoder
     fingerprint: str  # 64 hexadecimal digits; 16 are enough to show
     device: torch.device
-    dtype: torch.dtype  # the UNet's and the text encoders'; the autoencoder's is float32
+    precision: Precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The UNet's and the text encoders'."""
+        return self.precision.networks
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -59,7 +58,7 @@ def load(
     source: str | Path,
     *,
     device: str | torch.device = "cpu",
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | Precision = "float32",
     variant: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -69,13 +68,15 @@ def load(
 
     source: "shapes" (bundled), "random:<family>[:<seed>]" (the true architecture with random
     weights), a folder in diffusers' layout, or a hub id "owner/name". Safetensors only.
-    dtype: of the UNet and the text encoders; the autoencoder runs in float32.
+    dtype: of the UNet and the text encoders, where the autoencoder runs in float32; "tf32" or
+    "fp8", on a GPU that has it; or a `Precision` that says all.
     variant: which weight files, such as "fp16". revision: of a hub model.
     family: for a model that no family is recognised by; a `Family` of one's own is accepted.
 
     Raises ValueError for a wrong argument, ModelError for a model that can't be had or run.
     """
-    name, place = str(source), (_device(device), _dtype(dtype))
+    name, place = str(source), (_device(device), precision_of(dtype))
+    place[1].require_device(place[0])
     known = family_named(family) if isinstance(family, str) else family
     if name.startswith("random:"):
         _refuse(name, variant=variant, revision=revision, family=family)
@@ -98,7 +99,7 @@ def load(
     return _model(name, folder_parts(open_folder(root, variant), known, *place), *place)
 
 
-def _model(name: str, parts: Parts, device: torch.device, dtype: torch.dtype) -> Model:
+def _model(name: str, parts: Parts, device: torch.device, precision: Precision) -> Model:
     family, autoencoder = parts.family, Autoencoder(parts.autoencoder)
     size = _default_size(parts.unet.config.sample_size, autoencoder.scale, family)
     text = TextEncoder(
@@ -110,8 +111,10 @@ def _model(name: str, parts: Parts, device: torch.device, dtype: torch.dtype) ->
     except (ValueError, TypeError) as error:
         raise ModelError(f"{name} is of a kind that pivotal can't run: {error}") from error
     unet.eval().requires_grad_(False)
-    logger.info("loaded %s: %s, %s on %s", name, family.title, dtype, device)
-    return Model(name, family, unet, levels, text, autoencoder, parts.fingerprint, device, dtype)
+    logger.info("loaded %s: %s, %s on %s", name, family.title, precision.name, device)
+    return Model(
+        name, family, unet, levels, text, autoencoder, parts.fingerprint, device, precision
+    )
 
 
 def _default_size(latents: object, scale: int, family: Family) -> tuple[int, int]:
@@ -175,10 +178,3 @@ def _device(device: str | torch.device) -> torch.device:
     elif made.type != "cpu":
         raise ValueError(f"device={str(device)!r} is not supported; give 'cpu' or 'cuda'")
     return made
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = DTYPES.get(str(dtype).removeprefix("torch."))
-    if found is None:
-        raise ValueError(f"dtype={str(dtype)!r} is unknown; accepted are {', '.join(DTYPES)}")
-    return found

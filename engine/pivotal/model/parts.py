@@ -18,8 +18,7 @@ from pivotal.model.networks import empty_autoencoder, empty_text_encoder, empty_
 from pivotal.model.random_weights import RandomWeights
 from pivotal.model.tokenizers import ClipTokenizer, StandInTokenizer, Tokenizer
 from pivotal.model.weights import fill
-
-AUTOENCODER_DTYPE = torch.float32  # whatever the UNet's: SDXL's overflows in float16
+from pivotal.runtime.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ class Parts:
 
 
 def folder_parts(
-    folder: ModelFolder, family: Family | None, device: torch.device, dtype: torch.dtype
+    folder: ModelFolder, family: Family | None, device: torch.device, precision: Precision
 ) -> Parts:
-    """Read a model folder. dtype: of the UNet and the text encoders.
+    """Read a model folder.
 
     Raises ModelError for a family that is unknown or not the given one, and for damaged files.
     """
@@ -70,9 +69,9 @@ def folder_parts(
         for path, encoder in zip(folder.tokenizers, encoders, strict=True)
     ]
     fingerprint = folder_fingerprint(folder)  # reads every header: damage shows before the work
-    fill(autoencoder, folder.weights["vae"], "vae", device=device, dtype=AUTOENCODER_DTYPE)
+    fill(autoencoder, folder.weights["vae"], "vae", device=device, dtype=precision.autoencoder)
     for name, network in zip(("unet", *names), (unet, *encoders), strict=True):
-        fill(network, folder.weights[name], name, device=device, dtype=dtype)
+        fill(network, folder.weights[name], name, device=device, dtype=precision.networks)
     return Parts(
         family,
         unet,
@@ -85,7 +84,7 @@ def folder_parts(
     )
 
 
-def random_parts(family: Family, seed: int, device: torch.device, dtype: torch.dtype) -> Parts:
+def random_parts(family: Family, seed: int, device: torch.device, precision: Precision) -> Parts:
     """A family's true architecture with seeded random weights and a stand-in tokenizer.
 
     Raises ValueError for a family without a published architecture.
@@ -96,9 +95,9 @@ def random_parts(family: Family, seed: int, device: torch.device, dtype: torch.d
     unet, autoencoder = empty_unet(published.unet), empty_autoencoder(published.autoencoder)
     encoders = _empty_encoders(published.text_encoders)
     weights = RandomWeights(seed)
-    weights.fill(autoencoder, device=device, dtype=AUTOENCODER_DTYPE)
+    weights.fill(autoencoder, device=device, dtype=precision.autoencoder)
     for network in (unet, *encoders):
-        weights.fill(network, device=device, dtype=dtype)
+        weights.fill(network, device=device, dtype=precision.networks)
     tokenizers = [
         StandInTokenizer(encoder.config.vocab_size, encoder.config.max_position_embeddings)
         for encoder in encoders

@@ -24,12 +24,12 @@ class LossScaling:
 
     dynamic: each row by its own power of two, so that its largest entry at the prediction lies in
     [2^exponent, 2^(exponent + 1)). It depends on that row alone, not on its company nor on earlier
-    steps, and in float32 it changes nothing. static: all rows by 2^exponent; a loss that becomes
-    small in the end then loses its gradient.
+    steps, and in float32 it changes nothing; in float16 exponents 0 to 12 did equally well.
+    static: all rows by 2^exponent; a loss that becomes small in the end then loses its gradient.
     """
 
     kind: Kind = "dynamic"
-    exponent: int = 0
+    exponent: int = 4
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):

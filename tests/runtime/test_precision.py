@@ -1,0 +1,132 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pivotal.engine import Engine
+from pivotal.query import NoiseGradient
+from pivotal.runtime.float32_arithmetic import float32_arithmetic
+from pivotal.runtime.loss_scaling import LossScaling
+from pivotal.runtime.precision import NAMED, Precision, precision_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_precision_goes_by_its_name(name):
+    precision = precision_of(name)
+    assert precision.name == name
+    assert precision_of(precision) is precision
+    assert precision.record()["autoencoder"] == "float32"
+
+
+def test_a_dtype_names_the_networks():
+    assert precision_of(torch.float16) == Precision(torch.float16)
+    assert precision_of("torch.bfloat16") == Precision(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"networks": torch.int8}, "accepted are float32, bfloat16, float16, float64"),
+        ({"autoencoder": torch.float16}, "autoencoder=float16 overflows .* accepted are float32"),
+        ({"arithmetic": "int4"}, "accepted are plain, tf32, fp8"),
+        ({"arithmetic": "tf32", "networks": torch.float16}, "for networks in float32, not float16"),
+        ({"arithmetic": "fp8"}, "for networks in bfloat16, not float32"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Precision(**change)
+
+
+def test_an_unknown_name_is_refused_with_the_accepted_ones():
+    with pytest.raises(ValueError, match=r"dtype='half' is unknown; accepted are float32, .*fp8"):
+        precision_of("half")
+
+
+@pytest.mark.parametrize("name", ["tf32", "fp8"])
+def test_what_a_cpu_does_not_have_is_refused_before_anything_is_loaded(name):
+    with pytest.raises(ValueError, match=rf"{name} needs a CUDA device of compute capability 8"):
+        Engine.load("no such model", dtype=name)
+
+
+def test_tf32_is_put_back_after_an_error():
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+
+    def failing():
+        with float32_arithmetic(tf32=not before[0]):
+            assert places[0].allow_tf32 is not before[0]
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        failing()
+    assert [place.allow_tf32 for place in places] == before
+
+
+def test_the_autoencoder_has_a_dtype_of_its_own():
+    precision = Precision(torch.float16, autoencoder=torch.bfloat16)
+    model = Engine.load(dtype=precision).model
+    assert model.dtype == next(model.unet.parameters()).dtype == torch.float16
+    assert next(model.text.encoders[0].parameters()).dtype == torch.float16
+    assert model.autoencoder.dtype == torch.bfloat16
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert model.autoencoder.decode(latents).isfinite().all()
+
+
+def shown(gradient, exact):
+    """Cosine, and error over size, of the whole gradient, in float64."""
+    gradient, exact = gradient.double().flatten(), exact.double().flatten()
+    cosine = float(gradient @ exact / gradient.norm() / exact.norm())
+    return cosine, float((gradient - exact).norm() / exact.norm())
+
+
+@pytest.fixture(scope="module")
+def shapes_query():
+    """Null-text's question at a loss of 1e-4, and float64's answer, on the bundled model."""
+    engine = Engine.load(dtype="float64")
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 16, 16, generator=generator)
+    with torch.no_grad():
+        null = engine.model.text.encode(["", ""])
+    query = NoiseGradient(
+        latents,
+        torch.tensor([801.0, 201.0]),
+        engine.model.levels.alpha_bar(torch.tensor([801.0, 201.0])).double(),
+        null,
+        scale=torch.full((2,), 0.05),
+        offset=torch.zeros_like(latents),
+    )
+    eps = engine.denoiser.answer(query).eps
+    residual = 1e-2 * torch.randn(latents.shape, generator=generator)
+    query = replace(query, offset=residual - 0.05 * eps)
+    wide = replace(
+        query, latents=latents.double(), scale=query.scale.double(), offset=query.offset.double()
+    )
+    return query, engine.denoiser.answer(wide).gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "cosine", "error"),
+    [("float32", 0.9999999, 3e-5), ("float16", 0.9995, 0.04), ("bfloat16", 0.98, 0.25)],
+)
+def test_the_null_embeddings_gradient_is_near_float64s(shapes_query, name, cosine, error):
+    """The residual is a small difference: what it loses is eps' rounding, not the backward pass."""
+    query, exact = shapes_query
+    gradient = Engine.load(dtype=name).denoiser.answer(query).gradient
+    assert gradient.dtype == torch.float32
+    found = shown(gradient, exact)
+    assert found[0] > cosine, found
+    assert found[1] < error, found
+
+
+def test_without_scaling_float16_has_no_gradient(shapes_query):
+    query, exact = shapes_query
+    unscaled = Precision(torch.float16, loss_scaling=LossScaling("static", 0))
+    scaled = replace(unscaled, loss_scaling=LossScaling("static", 20))
+    lost = Engine.load(dtype=unscaled).denoiser.answer(query).gradient
+    kept = Engine.load(dtype=scaled).denoiser.answer(query).gradient
+    assert shown(lost, exact)[1] > 0.9
+    assert shown(kept, exact)[0] > 0.999
