@@ -156,6 +156,48 @@ def test_beside_another_method_it_gives_what_it_gives_alone(
     torch.testing.assert_close(samples[0].result(), sampled, **CLOSE)
 
 
+def test_all_together_in_one_batch_each_gives_what_it_gives_alone(denoiser, gentle, alone):
+    schedule = gentle(STEPS)
+    jobs = drive_many(
+        [inverting(METHODS[name], schedule, alone(name)[0]) for name in NAMES], denoiser
+    )
+    samples = drive_many(
+        [
+            replaying(METHODS[name], schedule, job.result(), alone(name)[0])
+            for name, job in zip(NAMES, jobs, strict=True)
+        ],
+        denoiser,
+        max_rows=5,
+    )
+    for name, job, sample in zip(NAMES, jobs, samples, strict=True):
+        _, inverted, sampled = alone(name)
+        torch.testing.assert_close(job.result().noise, inverted.noise, **CLOSE)
+        for stored, tensor in inverted.stored.items():
+            torch.testing.assert_close(job.result().stored[stored], tensor, **CLOSE)
+        torch.testing.assert_close(sample.result(), sampled, **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_beside_any_other_method_it_gives_what_it_gives_alone(name, denoiser, gentle, alone):
+    """Every pair of two methods, on their way up and on their way down."""
+    schedule, (mine, inverted, sampled) = gentle(STEPS), alone(name)
+    for other in NAMES[NAMES.index(name) :]:
+        pair = [(METHODS[each], *alone(each)) for each in (name, other)]
+        up = drive_many([inverting(each[0], schedule, each[1]) for each in pair], denoiser)
+        down = drive_many(
+            [
+                replaying(METHODS[name], schedule, up[0].result(), mine),
+                replaying(pair[1][0], schedule, up[1].result(), pair[1][1]),
+            ],
+            denoiser,
+        )
+        torch.testing.assert_close(up[0].result().noise, inverted.noise, **CLOSE)
+        torch.testing.assert_close(up[1].result().noise, pair[1][2].noise, **CLOSE)
+        torch.testing.assert_close(down[0].result(), sampled, **CLOSE)
+        torch.testing.assert_close(down[1].result(), pair[1][3], **CLOSE)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_asks_only_what_it_says_it_needs_and_says_how_far_it_is(
     name, calm, recording, gentle, case

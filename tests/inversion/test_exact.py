@@ -126,6 +126,75 @@ def test_belm_samples_by_the_papers_equation(
     torch.testing.assert_close(ours, alpha[0] * x[0], rtol=1e-6, atol=1e-6)
 
 
+def test_edict_inverts_by_the_papers_equations(
+    torch_denoiser, plain_unet, gentle, case, there, text
+):
+    one, schedule, scale, p = case(), gentle(STEPS), 2.0, 0.9
+    options = EDICTOptions(guidance_scale=scale, mixing=p)
+    inverted = there(edict, torch_denoiser(), schedule, one, options)
+    unet = plain_unet()
+    eps = guided(text(unet, one[1]), text(unet, one[2]), scale)
+    x = y = one[0]
+    for i, (low, high) in enumerate(schedule.ascending()):
+        a, b = coefficients(high, low)
+        t = high.timestep
+        y_inter = (y - (1 - p) * x) / p  # Eq. 16
+        x_inter = (x - (1 - p) * y_inter) / p
+        if (STEPS - 1 - i) % 2 == 0:  # Eq. 17, the roles alternating as on the way down
+            y = (y_inter - b * eps(x_inter, t)) / a
+            x = (x_inter - b * eps(y, t)) / a
+        else:
+            x = (x_inter - b * eps(y_inter, t)) / a
+            y = (y_inter - b * eps(x, t)) / a
+    torch.testing.assert_close(inverted.noise, x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(inverted.stored["partner"], y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.8, 1.0])
+def test_bdia_inverts_by_the_papers_equation_solved_for_the_noisier_latents(
+    torch_denoiser, plain_unet, gentle, case, there, text, gamma
+):
+    one, schedule = case(), gentle(STEPS)
+    inverted = there(two_step, torch_denoiser(), schedule, one, BDIAOptions(gamma=gamma))
+    eps, levels = text(plain_unet(), one[1]), schedule.levels
+
+    def ddim_change(z, noise, start, end):
+        a, b = coefficients(start, end)
+        return a * z + b * noise - z
+
+    first = eps(one[0], levels[1].timestep)  # the first step up is DDIM's
+    z = {0: one[0], 1: one[0] + ddim_change(one[0], first, levels[0], levels[1])}
+    for i in range(1, STEPS):  # Eq. 18 of arXiv:2307.10829
+        noise = eps(z[i], levels[i].timestep)
+        down = ddim_change(z[i], noise, levels[i], levels[i - 1])
+        up = ddim_change(z[i], noise, levels[i], levels[i + 1])
+        z[i + 1] = z[i] + up + (z[i - 1] - z[i] - down) / gamma
+    torch.testing.assert_close(inverted.noise, z[STEPS], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(inverted.stored["second"], z[STEPS - 1], rtol=1e-6, atol=1e-6)
+
+
+def test_belm_inverts_by_the_papers_equation(torch_denoiser, plain_unet, gentle, case, there, text):
+    one, schedule = case(), gentle(STEPS)
+    inverted = there(two_step, torch_denoiser(), schedule, one, BELMOptions())
+    eps, levels = text(plain_unet(), one[1]), schedule.levels
+    alpha = [level.alpha_bar**0.5 for level in levels]
+    sigma = [level.sigma for level in levels]
+    a, b = coefficients(levels[0], levels[1])  # the first step up is DDIM's
+    first = a * one[0] + b * eps(one[0], levels[1].timestep)
+    x = {0: one[0] / alpha[0], 1: first / alpha[1]}
+    for i in range(1, STEPS):  # O-BELM's inversion, Eq. 19 of arXiv:2410.07273, in sigma space
+        h, h_next = sigma[i] - sigma[i - 1], sigma[i + 1] - sigma[i]
+        noise = eps(alpha[i] * x[i], levels[i].timestep)
+        x[i + 1] = (
+            h_next**2 / h**2 * x[i - 1]
+            + (h**2 - h_next**2) / h**2 * x[i]
+            + h_next * (h + h_next) / h * noise
+        )
+    top, second = alpha[STEPS] * x[STEPS], alpha[STEPS - 1] * x[STEPS - 1]
+    torch.testing.assert_close(inverted.noise, top, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(inverted.stored["second"], second, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["bdia", "bdia, gamma 0.8", "belm"])
 def test_constant_noise_is_followed_exactly(levels, name):
     """Latents on a straight line in sigma space stay on it."""

@@ -86,6 +86,34 @@ def test_anderson_needs_fewer_evaluations(calm, gentle, case, there):
     assert counts["anderson"] < 0.9 * counts["none"]
 
 
+def test_anderson_iterations_are_the_papers(torch_denoiser, plain_unet, gentle, case, there, text):
+    """AIDI's accelerated iteration, Walker & Ni's constrained form, by plain least squares."""
+    one, schedule, memory, count = case(), gentle(2), 2, 5
+    options = FixedPointOptions(
+        iterations=count, acceleration="anderson", memory=memory, tolerance=0.0
+    )
+    ours = there(fixed_point, torch_denoiser(), schedule, one, options).noise
+    eps, z = text(plain_unet(), one[1]), one[0]
+    for low, high in schedule.ascending():
+        a, b = coefficients(low, high)
+        start, tried, mapped = z, [], []
+        for iteration in range(count):
+            tried.append(z)
+            mapped.append(a * start + b * eps(z, high.timestep))
+            kept = min(memory, len(tried) - 1) + 1  # m previous ones and the newest
+            off = torch.stack(
+                [(f - z).flatten() for z, f in zip(tried, mapped, strict=True)][-kept:]
+            )
+            # argmin |sum alpha_i off_i|, sum alpha_i = 1: the last one is 1 less the others.
+            others = (off[:-1] - off[-1]).T
+            alpha = torch.linalg.lstsq(others, -off[-1][:, None]).solution[:, 0] if kept > 1 else []
+            z = mapped[-1]
+            if kept > 1 and iteration + 1 < count:
+                z = (1 - alpha.sum()) * mapped[-1]
+                z = z + sum(w * f for w, f in zip(alpha, mapped[-kept:-1], strict=True))
+    torch.testing.assert_close(ours, z, rtol=1e-5, atol=1e-6)
+
+
 def test_anderson_solves_a_linear_map_in_as_many_steps_as_it_has_dimensions():
     generator = torch.Generator().manual_seed(0)
     matrix = 0.9 * torch.randn(1, 3, 3, generator=generator, dtype=torch.float64)

@@ -55,6 +55,35 @@ def test_a_targets_null_is_its_sources_prompt(torch_denoiser, gentle, case, ther
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["none", "soft", "hard"])
+def test_source_and_target_are_the_papers(
+    torch_denoiser, plain_unet, gentle, case, there, back, text, some, kind
+):
+    """Miyake et al.'s sampler with Han et al.'s threshold, literally; the threshold acts late."""
+    two, schedule, scale = case(2), gentle(STEPS), 3.0
+    options = NegativePromptOptions(proximal=kind, proximal_below=600.0)
+    inverted = there(negative_prompt, torch_denoiser(), schedule, some(two, [0]), options)
+    control = FirstIsSource()
+    rows = inverted.expand(2)
+    ours = back(negative_prompt, torch_denoiser(), schedule, rows, two, scale, options, control)
+    unet = plain_unet()
+    source, target = (text(unet, two[1].select(torch.tensor([row]))) for row in range(2))
+    for row, prompt in enumerate((source, target)):
+        z = inverted.noise
+        for high, low in zip(schedule.levels[:0:-1], schedule.levels[-2::-1], strict=True):
+            uncond = source(z, high.timestep)
+            difference = prompt(z, high.timestep) - uncond
+            if kind != "none" and high.timestep < 600:
+                threshold = np.quantile(difference.abs().numpy(), 0.7)
+                shrunk = difference.sign() * (difference.abs() - threshold).clamp(min=0)
+                kept = difference * (difference.abs() > threshold)
+                difference = shrunk if kind == "soft" else kept
+            eps = uncond + scale * difference
+            x0 = (z - (1 - high.alpha_bar) ** 0.5 * eps) / high.alpha_bar**0.5
+            z = low.alpha_bar**0.5 * x0 + (1 - low.alpha_bar) ** 0.5 * eps
+        torch.testing.assert_close(ours[row : row + 1], z, rtol=1e-6, atol=1e-7)
+
+
 def test_at_any_guidance_the_source_is_reconstructed_as_ddim_does_at_one(
     torch_denoiser, gentle, case, there, back
 ):
