@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cache import InversionCache, default_cache_folder
     from .cancellation import Cancellation
+    from .comparison import Comparison
     from .editing.edit import Edit
     from .editing.explanation import Explanation
     from .editing.masactrl import MutualSelfAttention
@@ -35,6 +36,7 @@ __all__ = [
     "Edited",
     "MutualSelfAttention",
     "Explanation",
+    "Comparison",
     "Generated",
     "Inversion",
     "Reconstruction",
@@ -64,6 +66,7 @@ _HOMES = {
     "Edit": "editing.edit",
     "Edited": "results",
     "Explanation": "editing.explanation",
+    "Comparison": "comparison",
     "MutualSelfAttention": "editing.masactrl",
     "Generated": "results",
     "Inversion": "inversion_file",

@@ -11,9 +11,10 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
-from . import generating, inverting, replaying, styling
+from . import comparing, generating, inverting, replaying, styling
 from .cache import InversionCache
 from .cancellation import Cancellation
+from .comparison import Comparison
 from .driver import Denoiser, Listener
 from .editing.edit import Edit
 from .editing.explanation import Explanation, explain
@@ -350,6 +351,45 @@ class Engine:
     def tokens(self, prompt: str) -> Tokens:
         """A prompt's tokens; `find` gives the places of a word's among the embeddings."""
         return self.model.text.tokens(prompt)
+
+    def compare(
+        self,
+        image: ImageSource,
+        prompt: str,
+        *,
+        target: str | Edit | None = None,
+        methods: Sequence[str] | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+        mask: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        policy: FitPolicy = "crop",
+        on_progress: Listener | None = None,
+        cancellation: Cancellation | None = None,
+        **options: Any,
+    ) -> Comparison:
+        """Inversion methods beside each other on one image, one after another, each by itself.
+
+        target: also edit to it; options are `Edit`'s fields, `blend="auto"` if nothing says where.
+        methods: names; all if None. mask: bool [H, W] of the fitted picture, True where the edit is
+        wanted: how much is kept is measured elsewhere, and the edit is not confined to it. A method
+        that can't invert this image gives its reason in place of figures. The first seconds hold
+        what a device takes to warm up.
+        """
+        return comparing.compare(
+            self._runner,
+            image,
+            prompt,
+            target=target,
+            methods=methods,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            mask=mask,
+            size=size,
+            policy=policy,
+            watch=Watch(on_progress, None, cancellation),
+            options=options,
+        )
 
     def explain(
         self, source: str, target: str | Edit, *, num_inference_steps: int = 50, **options: Any

@@ -10,6 +10,7 @@ import typer
 from . import (
     bench,
     cache,
+    compare,
     demo,
     doctor,
     edit,
@@ -59,6 +60,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     style.style,
     generate.generate,
     explain.explain,
+    compare.compare,
     methods.methods,
     models.models,
 )
