@@ -86,13 +86,16 @@ def test_what_was_never_put_is_not_there(cache):
         {"schedule": {"timesteps": [750.0, 500.0, 250.0, 0.0]}},
         {"method": "null-text"},
         {"options": {"guidance_scale": 1.5}},
-        {"guidance_scale": 7.0},
         {"report": {"dtype": "float16"}},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_each_thing_an_inversion_comes_from_changes_its_key(cache, change):
     assert cache.key_of(make(1)) != cache.key_of(make(1, **change))
+
+
+def test_the_guidance_of_replays_does_not_change_the_key(cache):
+    assert cache.key_of(make(1)) == cache.key_of(make(1, guidance_scale=7.0))
 
 
 def test_size_and_policy_change_the_key(cache):

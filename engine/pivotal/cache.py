@@ -92,11 +92,11 @@ class InversionCache:
         schedule: Mapping[str, Any],
         method: str,
         options: Mapping[str, Any],
-        guidance_scale: float,
         dtype: str,
     ) -> str:
         """SHA-256 of all that an inversion comes from, 64 hexadecimal digits.
 
+        The guidance scale is that of replays; a method fitted for one has it among its options.
         size: (height, width) of the fitted picture. dtype: the network's, as in "float32".
         """
         parts = {
@@ -109,7 +109,6 @@ class InversionCache:
             "schedule": dict(schedule),
             "method": method,
             "options": dict(options),
-            "guidance_scale": float(guidance_scale),
             "dtype": dtype,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -125,7 +124,6 @@ class InversionCache:
             schedule=inversion.schedule,
             method=inversion.method,
             options=inversion.options,
-            guidance_scale=inversion.guidance_scale,
             dtype=str(inversion.report.get("dtype")),
         )
 

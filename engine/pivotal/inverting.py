@@ -160,7 +160,8 @@ def _from_cache(
 ) -> Inversion | None:
     """What the cache has for a task; its report tells this call's seconds, and the first one's.
 
-    The model goes by the name that it has now: equal weights may have moved.
+    The model goes by the name that it has now: equal weights may have moved. So do replays by the
+    guidance scale that is asked for now.
     """
     clock = Clock()
     kept = cache.get(
@@ -173,7 +174,6 @@ def _from_cache(
             schedule=settings.method.grid(settings.schedule, settings.options).record(),
             method=settings.method.name,
             options=asdict(settings.options),
-            guidance_scale=settings.guidance_scale,
             dtype=runner.dtype_name,
         )
     )
@@ -186,8 +186,8 @@ def _from_cache(
         "encode": task.seconds + clock.laps["lookup"],
         "invert": 0.0,
     }
-    named = replace(kept, model=runner.model.name)
-    return named.with_report({"cached": True, "first": first, "seconds": seconds, "unet_rows": 0})
+    now = replace(kept, model=runner.model.name, guidance_scale=settings.guidance_scale)
+    return now.with_report({"cached": True, "first": first, "seconds": seconds, "unet_rows": 0})
 
 
 def _tell_the_slowest(jobs: Sequence[Job[Inverted]], listener: Listener) -> None:

@@ -47,13 +47,26 @@ def test_a_prompt_steps_or_options_apart_are_inverted_anew(cached, picture):
         {"prompt": "a red circle"},
         {"num_inference_steps": STEPS + 1},
         {"options": {"guidance_scale": 1.5}},
-        {"guidance_scale": 3.0},
+        {"method": "negative-prompt"},
         {"size": (32, 32)},
     ]
     for other in others:
         inversion = cached.invert(picture, **{"prompt": PROMPT, **common, **other})
         assert inversion.report["cached"] is False, other
     assert len(cached.cache.list()) == 1 + len(others)
+
+
+def test_guidance_apart_is_inverted_anew_only_where_the_method_is_fitted_for_it(cached, picture):
+    common = {"method": "ddim", "num_inference_steps": STEPS}
+    cached.invert(picture, PROMPT, **common)
+    again = cached.invert(picture, PROMPT, **common, guidance_scale=3.0)
+    assert again.report["cached"]
+    assert again.guidance_scale == 3.0
+    assert cached.reconstruct(again).guidance_scale == 3.0
+    fitted = {"num_inference_steps": 2, "options": {"inner_steps": 1}}
+    for scale in (2.0, 3.0):
+        inversion = cached.invert(picture, PROMPT, **fitted, guidance_scale=scale)
+        assert not inversion.report["cached"]
 
 
 def test_a_batch_takes_from_the_cache_what_is_there_and_inverts_the_rest(cached, picture):
