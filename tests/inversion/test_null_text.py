@@ -141,6 +141,9 @@ def test_images_in_a_batch_stop_early_each_for_itself(torch_denoiser, case, leve
     losses = together.diagnostics["losses"]
     counts = losses.isfinite().sum(dim=-1)
     assert (counts != counts[:1]).any()  # they do not stop together
+    assert (
+        denoiser.rows_backward == full.isfinite().sum() + counts.sum()
+    )  # who stopped is not asked
     for image in range(3):
         index = torch.tensor([image])
         alone = invert(

@@ -9,11 +9,13 @@ from pivotal.control import NoEdit
 from pivotal.driver import drive
 from pivotal.inversion import null_text_ablations, null_text_line_search, null_text_parallel
 from pivotal.inversion.null_text_ablations import AblationOptions
+from pivotal.inversion.null_text_fit import Residual
 from pivotal.inversion.null_text_line_search import LineSearchOptions, search_rows
 from pivotal.inversion.null_text_parallel import ParallelOptions
 from pivotal.query import every_row
 
 STEPS, SCALE = 3, 2.5
+SHORT = {"longest": 0.02, "probe": 1e-3}  # eps_u is nearly linear so near: no safeguard acts
 
 
 def eps_of(unet, latents, timestep, hidden):
@@ -36,10 +38,16 @@ def searched(unet, latents, pivot, high, low, cond, hidden, options):
         eps_u = eps_of(unet, latents, high.timestep, embedding)
         return a * latents + b * (eps_u + w * (eps_c - eps_u)), eps_u
 
+    lowest, found = float("inf"), hidden
     for _ in range(options.iterations):
         hidden = hidden.detach().requires_grad_()
         reached, eps_u = end(hidden)
-        (g,) = torch.autograd.grad((pivot - reached).square().mean(), hidden)
+        loss = (pivot - reached).square().mean()
+        if loss.item() >= lowest:  # half the step that did not lower it
+            hidden = (hidden + found) / 2
+            continue
+        lowest, found = loss.item(), hidden.detach()
+        (g,) = torch.autograd.grad(loss, hidden)
         d = g / g.square().mean().sqrt()
         with torch.no_grad():
             h = options.probe
@@ -48,12 +56,14 @@ def searched(unet, latents, pivot, high, low, cond, hidden, options):
             residual = reached - pivot
             alpha = -(residual * moves).sum() / moves.square().sum()
             hidden = hidden - alpha.clamp(0, options.longest) * d
-    return hidden.detach()
+    with torch.no_grad():
+        last = (pivot - end(hidden)[0]).square().mean().item()
+    return hidden.detach() if last <= lowest else found
 
 
 def test_the_line_search_is_the_pages(calm, calm_unet, gentle, case, there):
     one, schedule = case(), gentle(STEPS)
-    options = LineSearchOptions(guidance_scale=SCALE, iterations=2)
+    options = LineSearchOptions(guidance_scale=SCALE, iterations=2, direction="gradient", **SHORT)
     ours = there(null_text_line_search, calm(), schedule, one, options)
     unet, z, pivots = calm_unet(), one[0], [one[0]]
     cond, hidden = one[1].hidden_states, one[2].hidden_states
@@ -83,15 +93,16 @@ def test_the_step_is_the_best_along_the_gradient(calm, calm_unet, gentle, case):
     with torch.no_grad():  # a residual that a short step can remove a part of
         short = -0.5 * eps_of(calm_unet(), one[0], level.timestep, near)
 
-    def loss(conditioning):
-        again = replace(options, iterations=1)
-        _, losses = drive(search_rows(one[0], *times, conditioning, slopes, short, again), denoiser)
-        return losses.item()
+    residual = Residual(one[0], *times, slopes, short)
 
-    found, losses = drive(search_rows(one[0], *times, one[2], slopes, short, options), denoiser)
-    start, moved = one[2].hidden_states, found.hidden_states - one[2].hidden_states
-    best = loss(found)
-    assert best < losses.item()
+    def loss(conditioning):
+        return residual.loss(drive(iter(residual.noise(conditioning)), denoiser).eps).item()
+
+    fitted = drive(search_rows(residual, one[2], options), denoiser)
+    start, moved = one[2].hidden_states, fitted.null.hidden_states - one[2].hidden_states
+    best = loss(fitted.null)
+    assert best < fitted.losses.item()
+    assert best == pytest.approx(residual.loss(fitted.uncond.eps).item())
     for factor in (0.5, 1.5):
         other = replace(one[2], hidden_states=start + factor * moved)
         assert best < loss(other)
@@ -102,8 +113,7 @@ def test_the_step_is_the_best_along_the_gradient(calm, calm_unet, gentle, case):
     [(null_text_line_search, LineSearchOptions), (null_text_parallel, ParallelOptions)],
 )
 def test_losses_fall(calm, gentle, case, there, module, options):
-    """With steps so short that eps_u is nearly linear over them, even in a random network."""
-    made = options(guidance_scale=SCALE, iterations=3, longest=0.02, probe=1e-3)
+    made = options(guidance_scale=SCALE, iterations=3, **SHORT)
     inverted = there(module, calm(), gentle(STEPS), case(2), made)
     losses = inverted.diagnostics["losses"].sum(dim=1)
     assert (losses[:, 2] < losses[:, 1]).all()
@@ -124,7 +134,7 @@ def test_line_searches_reconstruct_better_than_the_plain_null(calm, gentle, case
 
 def test_the_cost_is_what_the_docstring_says(calm, gentle, case, there):
     denoiser = calm()
-    options = LineSearchOptions(guidance_scale=SCALE, iterations=2)
+    options = LineSearchOptions(guidance_scale=SCALE, iterations=2, **SHORT)
     there(null_text_line_search, denoiser, gentle(STEPS), case(2), options)
     assert denoiser.rows_forward == 2 * STEPS * (1 + 1 + 4 + 1)
     assert denoiser.rows_backward == 2 * STEPS * 2
@@ -134,9 +144,9 @@ def test_all_timesteps_are_fitted_in_as_many_batches_as_one(
     calm, recording, gentle, case, there, back
 ):
     denoiser, two = recording(calm()), case(2)
-    options = ParallelOptions(guidance_scale=SCALE, iterations=2)
+    options = ParallelOptions(guidance_scale=SCALE, iterations=2, **SHORT)
     inverted = there(null_text_parallel, denoiser, gentle(STEPS), two, options)
-    assert denoiser.sizes == [2] * STEPS + [2 * STEPS] * 5
+    assert denoiser.sizes == [2] * STEPS + [2 * STEPS] * 6
     again = back(null_text_parallel, calm(), gentle(STEPS), inverted, two, SCALE, options)
     assert torch.equal(again, two[0])
 
@@ -145,7 +155,7 @@ def test_each_timesteps_parallel_fit_is_a_line_search_from_its_pivot(
     calm, calm_unet, gentle, case, there
 ):
     one, schedule = case(), gentle(STEPS)
-    options = ParallelOptions(guidance_scale=SCALE, iterations=1)
+    options = ParallelOptions(guidance_scale=SCALE, iterations=1, **SHORT)
     ours = there(null_text_parallel, calm(), schedule, one, options)
     unet, pivots = calm_unet(), ours.stored["pivots"]
     for step, high, low in schedule.descending():
@@ -188,6 +198,91 @@ def test_embeddings_of_each_step_are_plain_adams(calm, calm_unet, gentle, case, 
         torch.testing.assert_close(found, hidden.detach(), rtol=1e-4, atol=1e-5)
         with torch.no_grad():
             z = end()
+
+
+@pytest.mark.parametrize("pivots", ["ddim", "random"])
+@pytest.mark.parametrize("fitted", ["null", "prompt"])
+def test_one_embedding_is_plain_adams_on_the_mean_over_steps(
+    calm, calm_unet, gentle, case, there, fitted, pivots
+):
+    """All steps from their pivots in one sum; random pivots are the image under fresh noise, drawn
+    from the seed at each iteration, after a first draw that gives the noise to sample from.
+    """
+    one, schedule = case(), gentle(STEPS)
+    options = AblationOptions(
+        guidance_scale=SCALE, fitted=fitted, pivots=pivots, iterations=3, seed=5
+    )
+    ours = there(null_text_ablations, calm(), schedule, one, options)
+    unet, generator = calm_unet(), torch.Generator().manual_seed(5)
+    cond, null = one[1].hidden_states, one[2].hidden_states
+
+    def trajectory():
+        if pivots == "random":
+            eps = torch.randn(one[0].shape[1:], generator=generator, dtype=torch.float64)
+            ab = torch.tensor([level.alpha_bar for level in schedule.levels[1:]])
+            return [one[0]] + [a.sqrt() * one[0] + (1 - a).sqrt() * eps for a in ab.double()]
+        z, found = one[0], [one[0]]
+        with torch.no_grad():
+            for low, high in schedule.ascending():
+                a, b = coefficients(low, high)
+                z = a * z + b * eps_of(unet, z, high.timestep, cond)
+                found.append(z)
+        return found
+
+    starts = trajectory()
+    hidden = (null if fitted == "null" else cond).clone().requires_grad_()
+    adam = torch.optim.Adam([hidden], lr=options.learning_rate)
+    for _ in range(options.iterations):
+        at = trajectory()
+        total = 0.0
+        for step, high, low in schedule.descending():
+            a, b = coefficients(high, low)
+            z, wanted = at[-1 - step], at[-2 - step]
+            eps_u = eps_of(unet, z, high.timestep, hidden if fitted == "null" else null)
+            eps_c = eps_of(unet, z, high.timestep, cond if fitted == "null" else hidden)
+            total = total + (wanted - a * z - b * (eps_u + SCALE * (eps_c - eps_u))).square().mean()
+        adam.zero_grad()
+        (total / STEPS).backward()
+        adam.step()
+    torch.testing.assert_close(ours.noise, starts[-1], rtol=1e-6, atol=1e-7)
+    for step in range(STEPS):
+        found = ours.stored["embeddings"][:, step]
+        torch.testing.assert_close(found, hidden.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fitted", ["null", "prompt"])
+def test_random_pivots_of_each_step_are_plain_adams(calm, calm_unet, gentle, case, there, fitted):
+    one, schedule = case(), gentle(STEPS)
+    options = AblationOptions(
+        guidance_scale=SCALE, fitted=fitted, embeddings="each", pivots="random", iterations=2
+    )
+    ours = there(null_text_ablations, calm(), schedule, one, options)
+    unet, generator = calm_unet(), torch.Generator().manual_seed(0)
+    cond, null = one[1].hidden_states, one[2].hidden_states
+
+    def drawn():
+        return torch.randn(one[0].shape[1:], generator=generator, dtype=torch.float64)
+
+    drawn()  # the noise to sample from
+    hidden = (null if fitted == "null" else cond).clone().requires_grad_()
+    for step, high, low in schedule.descending():
+        a, b = coefficients(high, low)
+        adam = torch.optim.Adam([hidden], lr=options.learning_rate)
+        for _ in range(options.iterations):
+            eps = drawn()
+            z, wanted = (
+                level.alpha_bar**0.5 * one[0] + (1 - level.alpha_bar) ** 0.5 * eps
+                if level is not schedule.levels[0]
+                else one[0]
+                for level in (high, low)
+            )
+            eps_u = eps_of(unet, z, high.timestep, hidden if fitted == "null" else null)
+            eps_c = eps_of(unet, z, high.timestep, cond if fitted == "null" else hidden)
+            adam.zero_grad()
+            (wanted - a * z - b * (eps_u + SCALE * (eps_c - eps_u))).square().mean().backward()
+            adam.step()
+        found = ours.stored["embeddings"][:, step]
+        torch.testing.assert_close(found, hidden.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fitted", ["null", "prompt"])

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from pivotal.control import Control
-from pivotal.query import Algorithm, Conditioning, Denoise, NoiseGradient, Progress, every_row
+from pivotal.query import Algorithm, Conditioning
 from pivotal.sampling.adam import AdamState, adam_step
 from pivotal.sampling.ddim import sample
-from pivotal.sampling.steps import ddim_coefficients, ddim_step, guide
-from pivotal.schedule import NoiseLevel, Schedule
+from pivotal.schedule import Schedule
 
-from . import ddim
 from .base import Inverted
+from .null_text_fit import Fitted, Residual, along_pivots
 
 
 @dataclass(frozen=True)
@@ -57,74 +56,34 @@ def invert(
     null: the empty prompt's conditioning, B rows. Each image stops its own fits early. Costs at
     most `steps * (1 + 1 + inner) + steps` UNet rows an image, and `steps * inner` backward.
     """
-    pivots = yield from ddim.trajectory(
-        schedule, latents, conditioning, null, ddim.DDIMOptions(guidance_scale=1.0)
-    )
-    latents = pivots[-1]
-    embeddings, losses = [], []
-    for step, high, low in schedule.descending():
-        yield from Progress("fit", step, schedule.steps)
-        pivot = pivots[-2 - step]
-        cond = yield from Denoise.at(latents, high, conditioning)
-        null, fit_losses = yield from fit(
-            latents, pivot, high, low, cond.eps, null, step, schedule.steps, options
+
+    def by_adam(residual: Residual, null: Conditioning, step: int) -> Algorithm[Fitted]:
+        return fit(residual, null, step, schedule.steps, options)
+
+    return (
+        yield from along_pivots(
+            schedule, latents, conditioning, null, options.guidance_scale, by_adam,
+            options.inner_steps,
         )
-        uncond = cond  # at guidance 1 it cancels out
-        if options.guidance_scale != 1:
-            uncond = yield from Denoise.at(latents, high, null)
-        latents = ddim_step(guide(uncond, cond, options.guidance_scale), low)
-        embeddings.append(null.hidden_states)
-        losses.append(fit_losses)
-    return Inverted(
-        noise=pivots[-1],
-        stored={"null_embeddings": torch.stack(embeddings, dim=1)},
-        diagnostics={"losses": torch.stack(losses, dim=1)},
-    )
+    )  # fmt: skip
 
 
 def fit(
-    latents: Tensor,
-    pivot: Tensor,
-    high: NoiseLevel,
-    low: NoiseLevel,
-    eps_cond: Tensor,
-    null: Conditioning,
-    step: int,
-    steps: int,
-    options: NullTextOptions,
-) -> Algorithm[tuple[Conditioning, Tensor]]:
-    """Minimise `mean((pivot - DDIM(latents, eps_w(null)))^2)` over the null embedding by Adam (Eq.
-    3).
-
-    The DDIM step is `a z + b eps_w`, so the residual is linear in eps_u: `scale * eps_u + offset`.
-    Nothing is asked where that scale is 0 (at guidance 1, or a last step that does not move), nor
-    at zero terminal SNR, where eps does not depend on the network. Returns the fitted conditioning
-    and the losses [B, inner], NaN where a row had stopped.
+    residual: Residual, null: Conditioning, step: int, steps: int, options: NullTextOptions
+) -> Algorithm[Fitted]:
+    """Minimise Eq. 3, a step's mean squared distance from its pivot, over the null embedding by
+    Adam, its state fresh. Rows that stop are not asked again.
     """
     embedding = null.hidden_states
-    losses = embedding.new_full((latents.shape[0], options.inner_steps), torch.nan)
-    if high.alpha_bar == 0:
-        return null, losses
-    a, b = ddim_coefficients(high, low)
-    scale = -b * (1 - options.guidance_scale)
-    if scale == 0:
-        return null, losses
-    offset = pivot - a * latents - b * options.guidance_scale * eps_cond
+    losses = embedding.new_full((residual.rows, options.inner_steps), torch.nan)
     learning_rate = options.learning_rate * (1 - step / max(100, 2 * steps))
     enough = options.early_stop + step * options.early_stop_growth
 
-    active = torch.arange(latents.shape[0], device=latents.device)  # rows still being fitted
+    active = torch.arange(residual.rows, device=embedding.device)  # rows still being fitted
     state = AdamState.fresh(embedding)
     for inner in range(options.inner_steps):
-        timesteps, alpha_bars = every_row(latents[active], high)
-        answer = yield from NoiseGradient(
-            latents[active],
-            timesteps,
-            alpha_bars,
-            replace(null, hidden_states=embedding).select(active),
-            scale=latents.new_full((len(active),), scale),
-            offset=offset[active],
-        )
+        here = replace(null, hidden_states=embedding).select(active)
+        answer = yield from residual.select(active).gradient(here)
         moved, state = adam_step(embedding[active], answer.gradient, state, learning_rate)
         embedding = embedding.index_copy(0, active, moved)
         losses[active, inner] = answer.loss.to(losses.dtype)
@@ -132,7 +91,7 @@ def fit(
         active, state = active[going_on], state.select(going_on)
         if len(active) == 0:
             break
-    return replace(null, hidden_states=embedding), losses
+    return Fitted(replace(null, hidden_states=embedding), losses)
 
 
 def replay(

@@ -1,42 +1,51 @@
-"""Null-text inversion by line search: one gradient and one probe each timestep, no learning rate.
+"""Null-text inversion by line search: one gradient and one probe each iteration, no learning rate.
 
 The loss of null-text inversion (arXiv:2211.09794, Eq. 3) is exactly quadratic in eps_u, and eps_u
-is nearly linear in the embedding over one step, so the best step along the gradient has a closed
+is nearly linear in the embedding over one step, so the best step along a direction has a closed
 form. Ours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pivotal.query import Algorithm, Conditioning, Denoise, NoiseGradient, Progress, every_row
-from pivotal.sampling.steps import ddim_coefficients, ddim_step, guide
-from pivotal.schedule import NoiseLevel, Schedule
+from pivotal.query import Algorithm, Conditioning, Noise
+from pivotal.sampling.steps import eps_and_x0
+from pivotal.schedule import Schedule
 
-from . import ddim, null_text
+from . import null_text
 from .base import Inverted
-from .checks import require_above, require_within
+from .checks import require_above, require_one_of, require_within
+from .null_text_directions import DIRECTIONS, Past, in_span, unit
+from .null_text_fit import Fitted, Residual, along_pivots
 
 
 @dataclass(frozen=True)
 class LineSearchOptions:
-    """guidance_scale: the guidance the embeddings are fitted for. iterations: line searches each
-    timestep; one or two do what Adam's ten do. probe: of the embedding, root mean square, by which
-    the slope of eps_u is measured. longest: of a step, likewise. A row stops when its loss is under
-    `enough` (mean square of latents).
+    """guidance_scale: the guidance the embeddings are fitted for. iterations: the most searches
+    each timestep. enough: mean square of latents; a row whose last step is to leave less searches
+    no further at that timestep, so the residual left chooses how often.
+
+    direction: the gradient's; "conjugate" ones; "lbfgs"; or the best in the "subspace" of all that
+    was probed at this timestep, Gauss-Newton's step in it. They differ from the second search on.
+    probe: of the embedding, root mean square, by which the slope of eps_u is measured. longest: of
+    a step, likewise.
     """
 
     guidance_scale: float = 7.5
-    iterations: int = 1
+    iterations: int = 2
+    direction: Literal["gradient", "conjugate", "lbfgs", "subspace"] = "conjugate"
     probe: float = 0.05
     longest: float = 1.0
     enough: float = 0.0
 
     def __post_init__(self) -> None:
         require_within("iterations", self.iterations, 0)
+        require_one_of("direction", self.direction, tuple(DIRECTIONS))
         require_above("probe", self.probe, 0)
         require_above("longest", self.longest, 0)
         require_within("enough", self.enough, 0)
@@ -51,105 +60,135 @@ def invert(
 ) -> Algorithm[Inverted]:
     """Latents [B, C, h, w] float32 to noise and `null_embeddings` [B, steps, L, D] float32.
 
-    Costs `steps * (1 + 1 + 2 iterations + 1)` UNet rows an image, and `steps * iterations`
+    Costs at most `steps * (1 + 1 + 2 iterations + 1)` UNet rows an image, and `steps * iterations`
     backward. Diagnostics: `losses` [B, steps, iterations] before each search, NaN where a row had
     stopped.
     """
-    pivots = yield from ddim.trajectory(schedule, latents, conditioning, null, ddim.DDIMOptions())
-    latents = pivots[-1]
-    embeddings, losses = [], []
-    for step, high, low in schedule.descending():
-        yield from Progress("fit", step, schedule.steps)
-        cond = yield from Denoise.at(latents, high, conditioning)
-        null, fit_losses = yield from search(
-            latents, pivots[-2 - step], high, low, cond.eps, null, options
+
+    def by_search(residual: Residual, null: Conditioning, step: int) -> Algorithm[Fitted]:
+        return search_rows(residual, null, options)
+
+    return (
+        yield from along_pivots(
+            schedule, latents, conditioning, null, options.guidance_scale, by_search,
+            options.iterations,
         )
-        uncond = cond  # at guidance 1 it cancels out
-        if options.guidance_scale != 1:
-            uncond = yield from Denoise.at(latents, high, null)
-        latents = ddim_step(guide(uncond, cond, options.guidance_scale), low)
-        embeddings.append(null.hidden_states)
-        losses.append(fit_losses)
-    return Inverted(
-        noise=pivots[-1],
-        stored={"null_embeddings": torch.stack(embeddings, dim=1)},
-        diagnostics={"losses": torch.stack(losses, dim=1)},
-    )
-
-
-def search(
-    latents: Tensor,
-    pivot: Tensor,
-    high: NoiseLevel,
-    low: NoiseLevel,
-    eps_cond: Tensor,
-    null: Conditioning,
-    options: LineSearchOptions,
-) -> Algorithm[tuple[Conditioning, Tensor]]:
-    """Line searches for one timestep: the conditioning found, and the losses [B, iterations]."""
-    losses = latents.new_full((latents.shape[0], options.iterations), torch.nan)
-    if high.alpha_bar == 0:
-        return null, losses
-    a, b = ddim_coefficients(high, low)
-    slope = b * (1 - options.guidance_scale)  # of the step's end in eps_u
-    if slope == 0:
-        return null, losses
-    short = a * latents + b * options.guidance_scale * eps_cond - pivot
-    timesteps, alpha_bars = every_row(latents, high)
-    scales = latents.new_full((latents.shape[0],), slope)
-    null, losses = yield from search_rows(
-        latents, timesteps, alpha_bars, null, scales, short, options
-    )
-    return null, losses
+    )  # fmt: skip
 
 
 def search_rows(
-    latents: Tensor,
-    timesteps: Tensor,
-    alpha_bars: Tensor,
-    null: Conditioning,
-    slopes: Tensor,
-    short: Tensor,
-    options: LineSearchOptions,
-) -> Algorithm[tuple[Conditioning, Tensor]]:
-    """Minimise `mean((slope eps_u(null) + short)^2)` over the embedding, for rows at any timesteps.
+    residual: Residual, null: Conditioning, options: LineSearchOptions
+) -> Algorithm[Fitted]:
+    """Minimise a residual's mean square over the embedding, for rows at any timesteps.
 
-    latents, short: [B, C, h, w]; slopes, timesteps, alpha_bars: [B]. Each search takes the
-    gradient's direction `d`, of unit root mean square, measures how the residual moves along it,
-    `Jd`, and goes to the residual's minimum: `-<r, Jd> / <Jd, Jd>`, clamped to [0, longest].
+    Each search takes a direction `d` of unit root mean square, measures how the residual `r` moves
+    against it, `m = slope (eps_u(null - h d) - eps_u(null)) / h`, and goes to the minimum of
+    `|r + k m|^2`: `k = -<r, m> / <m, m>`, clamped to [0, longest].
+
+    Safeguards: a step that did not lower the loss is halved instead of a search, a row without a
+    usable direction stops, and no row ends where its loss is above the lowest that it saw.
     """
     embedding = null.hidden_states
-    losses = latents.new_full((latents.shape[0], options.iterations), torch.nan)
-    active = torch.arange(latents.shape[0], device=latents.device)
+    losses = residual.latents.new_full((residual.rows, options.iterations), torch.nan)
+    best = _Best.none(embedding, residual)
+    active = torch.arange(residual.rows, device=embedding.device)
+    past = Past()
     for iteration in range(options.iterations):
-        rows = active
-        here = replace(null, hidden_states=embedding).select(rows)
-        answer = yield from NoiseGradient(
-            latents[rows],
-            timesteps[rows],
-            alpha_bars[rows],
-            here,
-            scale=slopes[rows],
-            offset=short[rows],
-        )
-        losses[rows, iteration] = answer.loss.to(losses.dtype)
-        size = answer.gradient.square().mean(dim=(1, 2), keepdim=True).sqrt()
-        flat = size == 0
-        direction = torch.where(flat, 0.0, answer.gradient / torch.where(flat, 1.0, size))
-        probed = replace(here, hidden_states=embedding[rows] - options.probe * direction)
-        ahead = yield from Denoise(latents[rows], timesteps[rows], alpha_bars[rows], probed)
-        wide = slopes[rows][:, None, None, None]
-        moves = (wide * (ahead.eps - answer.eps) / options.probe).flatten(1).double()
-        residual = (wide * answer.eps + short[rows]).flatten(1).double()
-        square = moves.square().sum(dim=1)
-        best = -(residual * moves).sum(dim=1) / torch.where(square == 0, 1.0, square)
-        length = best.clamp(0, options.longest).to(embedding.dtype)
-        moved = embedding[rows] - length[:, None, None] * direction
-        embedding = embedding.index_copy(0, rows, moved)
-        active = rows[answer.loss >= options.enough]
+        rows = residual.select(active)
+        point = embedding[active]
+        here = replace(null.select(active), hidden_states=point)
+        answer = yield from rows.gradient(here)
+        losses[active, iteration] = answer.loss.to(losses.dtype)
+        better = answer.loss < best.loss[active]  # not where it is NaN
+        known = best.loss[active].isfinite()
+        halved = (point + best.embedding[active]) / 2
+        best = best.where(active[better], point[better], answer.loss[better], answer.eps[better])
+
+        direction = DIRECTIONS[options.direction](answer.gradient, point, past)
+        along = unit(direction)
+        usable = better & (answer.loss >= options.enough) & (along != 0).flatten(1).any(dim=1)
+        searches = usable.nonzero().flatten()
+        left = rows.at(answer.eps).flatten(1).double()
+        move = torch.zeros_like(left)
+        if len(searches):
+            probed = here.select(searches)
+            probed = replace(
+                probed, hidden_states=probed.hidden_states - options.probe * along[searches]
+            )
+            ahead = yield from rows.select(searches).noise(probed)
+            change = rows.select(searches).moved_by(ahead.eps - answer.eps[searches])
+            move[searches] = change.flatten(1).double() / options.probe
+        past = past.and_then(point, answer.gradient, direction, move)
+        step, gone = _step(left, past, options)
+        searched = (move != 0).any(dim=1)
+        stays = torch.where((better | ~known)[:, None, None], point, halved)
+        moved = torch.where(searched[:, None, None], point + step, stays)
+        embedding = embedding.index_copy(0, active, moved)
+
+        wanted = (left + gone).square().mean(dim=1) >= options.enough
+        going_on = torch.where(better, searched & wanted, known).nonzero().flatten()
+        active, past = active[going_on], past.select(going_on)
         if len(active) == 0:
             break
-    return replace(null, hidden_states=embedding), losses
+    found = replace(null, hidden_states=embedding)
+    uncond = yield from residual.noise(found)
+    return best.unless_better(Fitted(found, losses, uncond), residual)
+
+
+def _step(residual: Tensor, past: Past, options: LineSearchOptions) -> tuple[Tensor, Tensor]:
+    """From residuals [B, N] float64, and the last search or all: what to add to the embedding
+    [B, L, D], and what that adds to the residual, by the probes.
+    """
+    first = 0 if options.direction == "subspace" else -1
+    moves = torch.stack(past.moves[first:], dim=1)  # [B, K, N]
+    along = torch.stack([unit(each) for each in past.directions[first:]], dim=1)  # [B, K, L, D]
+    lengths = in_span(residual, moves)
+    if options.direction != "subspace":
+        lengths = lengths.clamp(min=0)  # never up the gradient
+    step = -(lengths.to(along.dtype)[:, :, None, None] * along).sum(dim=1)
+    size = step.square().mean(dim=(1, 2)).sqrt()
+    share = (options.longest / size.clamp(min=options.longest)).to(step.dtype)
+    gone = (lengths[:, :, None] * moves).sum(dim=1)
+    return share[:, None, None] * step, share.double()[:, None] * gone
+
+
+@dataclass(frozen=True)
+class _Best:
+    """Where each row's loss was lowest: embedding [B, L, D], loss [B], eps_u [B, C, h, w]."""
+
+    embedding: Tensor
+    loss: Tensor
+    eps: Tensor
+
+    @staticmethod
+    def none(embedding: Tensor, residual: Residual) -> _Best:
+        latents = residual.latents
+        endless = latents.new_full((residual.rows,), torch.inf)
+        return _Best(embedding, endless, torch.zeros_like(latents))
+
+    def where(self, rows: Tensor, embedding: Tensor, loss: Tensor, eps: Tensor) -> _Best:
+        """These rows replaced."""
+        return _Best(
+            self.embedding.index_copy(0, rows, embedding),
+            self.loss.index_copy(0, rows, loss.to(self.loss.dtype)),
+            self.eps.index_copy(0, rows, eps.to(self.eps.dtype)),
+        )
+
+    def unless_better(self, fitted: Fitted, residual: Residual) -> Fitted:
+        """What was fitted, with rows put back whose last step did not lower the loss."""
+        assert fitted.uncond is not None
+        lower = residual.loss(fitted.uncond.eps) <= self.loss
+        kept = (~lower & self.loss.isfinite()).nonzero().flatten()
+        if len(kept) == 0:
+            return fitted
+        embedding = fitted.null.hidden_states.index_copy(0, kept, self.embedding[kept])
+        eps, x0 = eps_and_x0(
+            self.eps[kept], residual.latents[kept], residual.alpha_bars[kept], "epsilon"
+        )
+        uncond = Noise(
+            fitted.uncond.eps.index_copy(0, kept, eps), fitted.uncond.x0.index_copy(0, kept, x0)
+        )
+        return replace(fitted, null=replace(fitted.null, hidden_states=embedding), uncond=uncond)
 
 
 replay = null_text.replay

@@ -19,15 +19,14 @@ from pivotal.schedule import Schedule
 
 from . import ddim, null_text
 from .base import Inverted
+from .null_text_fit import Residual
 from .null_text_line_search import LineSearchOptions, search_rows
 from .pivots import KeptOnPivots
 
 
 @dataclass(frozen=True)
 class ParallelOptions(LineSearchOptions):
-    """As the line search's; every timestep starts from the null prompt, so more iterations help."""
-
-    iterations: int = 2
+    """As the line search's; but every timestep starts from the null prompt."""
 
 
 def invert(
@@ -40,8 +39,8 @@ def invert(
     """Latents [B, C, h, w] float32 to noise, `null_embeddings` [B, steps, L, D] and `pivots`
     [B, steps + 1, C, h, w].
 
-    Costs `steps * (1 + 1 + 2 iterations)` UNet rows an image, but `steps` of them one after
-    another: the rest are `1 + 2 iterations` batches.
+    Costs `steps * (1 + 1 + 2 iterations + 1)` UNet rows an image, but `steps` of them one after
+    another: the rest are `2 + 2 iterations` batches.
     """
     pivots = yield from ddim.trajectory(schedule, latents, conditioning, null, ddim.DDIMOptions())
     yield from Progress("fit", 0, 1)
@@ -62,7 +61,9 @@ def invert(
     alpha_bars = each([high.alpha_bar for high, _ in pairs], torch.float64)
     slopes = each([b * (1 - w) for _, b in coefficients], latents.dtype)
     rows = torch.arange(images, device=latents.device).repeat_interleave(steps)
-    nulls, losses = null.select(rows), latents.new_full((images * steps, 1), torch.nan)
+    nulls = null.select(rows)
+    losses = latents.new_full((images * steps, options.iterations), torch.nan)
+    embedding = nulls.hidden_states
     fitted = slopes.nonzero().flatten()  # not at zero terminal SNR, nor where a step stands still
     if len(fitted):
         cond = yield from Denoise(
@@ -70,21 +71,16 @@ def invert(
         )
         a = each([a for a, _ in coefficients], latents.dtype)[fitted][:, None, None, None]
         b = each([b for _, b in coefficients], latents.dtype)[fitted][:, None, None, None]
-        short = a * at[fitted] + b * w * cond.eps - wanted[fitted]
-        found, fit_losses = yield from search_rows(
+        residual = Residual(
             at[fitted],
             timesteps[fitted],
             alpha_bars[fitted],
-            nulls.select(fitted),
             slopes[fitted],
-            short,
-            options,
+            a * at[fitted] + b * w * cond.eps - wanted[fitted],
         )
-        embedding = nulls.hidden_states.index_copy(0, fitted, found.hidden_states)
-        losses = latents.new_full((images * steps, options.iterations), torch.nan)
-        losses[fitted] = fit_losses
-    else:
-        embedding = nulls.hidden_states
+        found = yield from search_rows(residual, nulls.select(fitted), options)
+        embedding = embedding.index_copy(0, fitted, found.null.hidden_states)
+        losses[fitted] = found.losses
     return Inverted(
         noise=pivots[-1],
         stored={"null_embeddings": embedding.unflatten(0, (images, steps)), "pivots": stacked},
