@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -58,7 +58,22 @@ class AttentionRoutes:
         return self.words.shape[-1]
 
     def to(self, device: torch.device | str) -> AttentionRoutes:
-        return AttentionRoutes(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self.mapped(lambda value: value.to(device))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> AttentionRoutes:
+        """The same with every tensor replaced by its change."""
+        return AttentionRoutes(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+    def of_layers(self, self_index: int, cross_index: int) -> AttentionRoutes:
+        """The routes of one self-attention and one cross-attention layer alone."""
+        own = slice(self_index, self_index + 1)
+        return replace(
+            self,
+            self_queries=self.self_queries[own],
+            self_keys=self.self_keys[own],
+            self_values=self.self_values[own],
+            cross_gate=self.cross_gate[cross_index : cross_index + 1],
+        )
 
     def with_columns(self, columns: int) -> AttentionRoutes:
         """The same routes with zero word columns appended up to `columns`."""

@@ -4,16 +4,25 @@ UNet2DConditionModel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from pivotal.attention_routes import AttentionRoutes
-from pivotal_kernels.routed_attention import Impl, routed_attention
+from pivotal_kernels.routed_attention import Impl, routed_attention, settle
+
+BlockRunner = Callable[..., Any]
+"""(function, structure, block, *inputs) to `function(block, *inputs)`, by whatever way.
+Blocks of one structure, a text, compute the same of their weights and inputs."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,20 @@ class RoutedUNet(nn.Module):
     @property
     def cross_layers(self) -> tuple[AttentionLayer, ...]:
         return tuple(layer for layer in self.layers if layer.kind == "cross")
+
+    def use_attention(self, impl: Impl) -> str:
+        """From now on run routed cross-attention by `impl`. Returns its name, settled for "auto".
+
+        Raises ValueError for one that is unknown or can't serve this network where it is.
+        """
+        parameter = next(self.parameters())
+        settled = ""
+        for layer in self.cross_layers:
+            attention: Any = self.unet.get_submodule(layer.name)
+            width = attention.to_q.out_features // attention.heads
+            settled = settle(impl, parameter.device.type, parameter.dtype, width)
+            attention.processor.impl = impl
+        return settled
 
     def checkpoint_gradients(self, wanted: bool) -> None:
         """Whether backward passes compute each block's activations again instead of keeping them:
@@ -130,10 +153,10 @@ class _RoutedProcessor:
             projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, H, N or L, d]
             for projected in (attn.to_q(hidden_states), attn.to_k(memory), attn.to_v(memory))
         )
-        index = self.layer.index
         if routes is None:
             out = scaled_dot_product_attention(query, key, value, scale=attn.scale)
         elif self.layer.kind == "self":
+            index = self.layer.index
             out = scaled_dot_product_attention(
                 query[routes.self_queries[index]],
                 key[routes.self_keys[index]],
@@ -149,7 +172,7 @@ class _RoutedProcessor:
                 routes.mix,
                 routes.keep,
                 routes.words if self.reports else None,
-                gate=routes.cross_gate[index],
+                gate=routes.cross_gate[self.layer.index],
                 scale=attn.scale,
                 impl=self.impl,
             )
@@ -185,3 +208,79 @@ def _attention_layers(unet: UNet2DConditionModel) -> tuple[AttentionLayer, ...]:
             layers.append(AttentionLayer(name, kind, counts[kind], downscale))
             counts[kind] += 1
     return tuple(layers)
+
+
+def run_by_blocks(unet: RoutedUNet, run: BlockRunner) -> RoutedUNet:
+    """A network on the same weights whose residual and transformer blocks `run` runs.
+
+    A layer's own routes reach its block as the first and only ones, so that what was compiled for
+    one block serves all of its structure.
+    """
+    weights = {id(each): each for each in (*unet.parameters(), *unet.buffers())}
+    made: RoutedUNet = copy.deepcopy(unet, weights)
+    places = {layer.name: layer.index for layer in made.layers}
+    for name, block in list(made.unet.named_modules()):
+        forward: Callable[..., Any]
+        if isinstance(block, ResnetBlock2D):
+            forward = partial(run, _residual, repr(block), block)
+        elif isinstance(block, BasicTransformerBlock):
+            for attention in (block.attn1, block.attn2):
+                processor: Any = attention.processor
+                reports = processor.reports
+                processor.layer = replace(processor.layer, index=0)
+            structure = f"{block!r}, {'with' if reports else 'without'} word maps"
+            own = (places[f"{name}.attn1"], places[f"{name}.attn2"])
+            forward = partial(
+                _transformer_block, partial(run, _transformer, structure, block), *own
+            )
+        else:
+            continue
+        block.forward = forward
+    return made
+
+
+# As functions of their own: Dynamo does not trace a method that is read from one of these classes.
+_FORWARD_RESIDUAL = ResnetBlock2D.forward
+_FORWARD_TRANSFORMER = BasicTransformerBlock.forward
+
+
+def _residual(block: ResnetBlock2D, hidden_states: Tensor, temb: Tensor) -> Tensor:
+    out: Tensor = _FORWARD_RESIDUAL(block, hidden_states, temb)
+    return out
+
+
+def _transformer(
+    block: BasicTransformerBlock,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    routes: AttentionRoutes | None,
+) -> tuple[Tensor, list[Tensor]]:
+    reported: list[Tensor] = []
+    attention = {} if routes is None else {"routes": routes, "reported": reported}
+    out = _FORWARD_TRANSFORMER(
+        block,
+        hidden_states,
+        encoder_hidden_states=encoder_hidden_states,
+        cross_attention_kwargs=attention,
+    )
+    return out, reported
+
+
+def _transformer_block(
+    run: Callable[..., tuple[Tensor, list[Tensor]]],
+    self_index: int,
+    cross_index: int,
+    hidden_states: Tensor,
+    *,
+    encoder_hidden_states: Tensor,
+    cross_attention_kwargs: dict[str, Any],
+    **others: None,
+) -> Tensor:
+    assert not any(others.values()), "what a UNet2DConditionModel does not use"
+    routes = cross_attention_kwargs.get("routes")
+    if routes is not None:
+        routes = routes.of_layers(self_index, cross_index)
+    out, reported = run(hidden_states, encoder_hidden_states, routes)
+    if reported:
+        cross_attention_kwargs["reported"].extend(reported)
+    return out

@@ -142,10 +142,7 @@ def _static(query: Graphed, device: torch.device) -> Graphed:
 
     if not isinstance(query, Denoise) or query.routes is None:
         return query.mapped(fresh)
-    routes = replace(
-        query.routes,
-        **{each.name: fresh(getattr(query.routes, each.name)) for each in fields(query.routes)},
-    )
+    routes = query.routes.mapped(fresh)
     return replace(replace(query, routes=None).mapped(fresh), routes=routes)
 
 

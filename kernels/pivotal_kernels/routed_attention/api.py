@@ -85,6 +85,14 @@ def routed_attention(
     return RoutedAttention(out, maps)
 
 
+def settle(impl: Impl, device: str, dtype: torch.dtype, width: int) -> str:
+    """The implementation that `routed_attention` would run for heads of this width; "auto" settled.
+
+    Raises ValueError for one that is unknown or does not fit, with its reasons.
+    """
+    return _settled(impl, Facts(device, dtype, width))
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _chosen(impl: str, device: str, dtype: torch.dtype, width: int) -> str:
     return _settled(impl, Facts(device, dtype, width))
