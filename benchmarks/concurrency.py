@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))
+import pivotal
+from pivotal.bench.environment import environment
+from pivotal.bench.timing import Stopwatch
 
-import pivotal  # noqa: E402
-from timing import Stopwatch, environment  # noqa: E402
+ROOT = Path(__file__).resolve().parent
 
 PROMPT = "a red star on a gray background"
 TARGETS = ("a yellow star on a gray background", "a red circle on a gray background")

@@ -26,14 +26,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from pivotal.bench.environment import environment
+from pivotal.bench.intervals import quantiles
+from pivotal.bench.timing import Stopwatch, bandwidth
 from pivotal_kernels.routed_attention import BACKENDS, Impl, routed_attention
 from pivotal_kernels.testing import RoutedInputs, assert_as_exact, routed_attention_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from timing import Stopwatch, bandwidth, environment, quantiles  # noqa: E402
-
 PLAIN = "plain attention, no routes"
 
 

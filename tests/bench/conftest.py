@@ -64,7 +64,7 @@ def row():
     def make(samples, case="a", *, noisy=None, commit="abc1234", **more):
         middle = sorted(samples)[len(samples) // 2]
         return {
-            "schema": 1, "suite": "unet", "case": case, "settings": {"model": "shapes"},
+            "schema": 1, "suite": "edits", "case": case, "settings": {"model": "shapes"},
             "group": "g", "time": "2026-11-22T20:00:00Z", "run": "r", "device": "cpu",
             "environment": {"commit": commit, "code": "c", "cpu": "a processor", "threads": 1,
                             "load_average": 0.5, "command": "pivotal bench",

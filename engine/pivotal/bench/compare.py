@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pivotal.bench.errors import ResultsError
 from pivotal.bench.intervals import Interval, ratio_interval
+from pivotal.bench.measuring import PRODUCT
 from pivotal.bench.rows import Row, latest
 
 Verdict = Literal["slower", "faster", "no difference shown", "too noisy", "not timed"]
@@ -53,16 +54,17 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Comparison]:
 
 def machine_ratio(before: Sequence[Row], after: Sequence[Row]) -> Interval | None:
     """How much slower the machine itself was: seconds of the large matrix product, both runs'."""
-    samples = [
-        [s for row in rows if row["status"] == "timed" for s in _products(row)]
-        for rows in (before, after)
+    first, second = _products(before), _products(after)
+    return ratio_interval(first, second) if first and second else None
+
+
+def _products(rows: Sequence[Row]) -> list[float]:
+    return [
+        seconds
+        for row in rows
+        if row["status"] == "timed"
+        for seconds in row["ceilings"]["samples"][PRODUCT]
     ]
-    return ratio_interval(*samples) if all(samples) else None
-
-
-def _products(row: Row) -> list[float]:
-    found: list[float] = row["ceilings"]["samples"]["a large matrix product"]
-    return found
 
 
 def _one(before: Row, after: Row) -> Comparison:

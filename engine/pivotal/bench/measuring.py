@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 Listener = Callable[[str, int, int], None]
 """Told before each piece of work: what, how many rounds are done, of how many at most."""
 
-_PRODUCT, _COPY = "a large matrix product", "a large copy"
+PRODUCT, COPY = "a large matrix product", "a large copy"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def _ready(case: Case, stopwatch: Stopwatch) -> _Running | dict[str, Any]:
     if case.needs is not None:
         return {"status": "not measured", "reason": case.needs}
     try:
-        prepared, facts = case.prepare(), {}
+        prepared = case.prepare()
+        facts: dict[str, Any] = {}
         if prepared.compile is not None:
             facts["compile_seconds"] = stopwatch.seconds(prepared.compile)
         result: list[Any] = []
@@ -148,10 +149,10 @@ def _rounds(
     """
     product, flops = large_product(stopwatch.device, dtype)
     copy, moved = large_copy(stopwatch.device)
-    limits: dict[str, list[float]] = {_PRODUCT: [], _COPY: []}
+    limits: dict[str, list[float]] = {PRODUCT: [], COPY: []}
     calls: list[tuple[Callable[[], object], list[float]]] = [
-        (product, limits[_PRODUCT]),
-        (copy, limits[_COPY]),
+        (product, limits[PRODUCT]),
+        (copy, limits[COPY]),
         *((each.prepared.run, each.samples) for each in running),
     ]
     order, deadline = random.Random(effort.seed), time.monotonic() + effort.seconds * len(running)
@@ -166,7 +167,7 @@ def _rounds(
             time.monotonic() > deadline or all(_settled(each.samples) for each in running)
         ):
             break
-    ceilings = Ceilings(flops / min(limits[_PRODUCT]), moved / min(limits[_COPY]))
+    ceilings = Ceilings(flops / min(limits[PRODUCT]), moved / min(limits[COPY]))
     return ceilings, limits
 
 
@@ -194,7 +195,7 @@ def _timed(
         },
     }
     # How fast the machine was meanwhile: seconds in units of the product beside which they ran.
-    in_products = paired_ratio_interval(ceiling_samples[_PRODUCT], each.samples)
+    in_products = paired_ratio_interval(ceiling_samples[PRODUCT], each.samples)
     row["in_products"] = {
         "p50": in_products.middle, "low": in_products.low, "high": in_products.high
     }  # fmt: skip

@@ -24,7 +24,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
     events: list[tuple[int, int]] = [
         (event.start_ns(), event.nbytes())
-        for event in profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        for event in profiler.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]
     live = peak = 0

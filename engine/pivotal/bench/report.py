@@ -1,0 +1,83 @@
+"""Results for people: a self-contained page with plots, and the same tables as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from pivotal.bench.plots import plots
+from pivotal.bench.rows import Row, latest
+from pivotal.bench.tables import HEADINGS, cells
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;"
+    "color:#222;background:#fff}table{border-collapse:collapse;width:100%;font-size:13px}"
+    "td,th{border-bottom:1px solid #ddd;padding:3px 8px;text-align:left}svg{max-width:100%;"
+    "height:auto}"
+)
+_NOTES = (
+    "Seconds are medians of calls that took turns with the other cases of their group; ± is half "
+    "the 95 % interval. Roofline: the least time that the machine's own ceilings, measured in the "
+    "same run, allow for the same operations, as a share of the time taken. Peak memory is beyond "
+    "the weights. GB/s are of all that operations read and write one by one, caches or not.",
+    "On a CPU nothing here says how a GPU would do: launch costs, half precision, graphs and power "
+    "mean something on a GPU only.",
+)
+
+
+def devices(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Each device's name, and the last rows of its cases."""
+    for name in dict.fromkeys(row["device"] for row in rows):
+        yield name, list(latest(row for row in rows if row["device"] == name).values())
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for each device, and where it was measured."""
+    parts = ["# Benchmarks"]
+    for name, found in devices(rows):
+        parts += [f"## {name}", machine(found), table(found)]
+    return "\n\n".join([*parts, *_NOTES]) + "\n"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, a row each."""
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *(cells(row) for row in rows)]
+    return "\n".join("| " + " | ".join(_escaped(line)) + " |" for line in lines)
+
+
+def _escaped(line: Sequence[str]) -> list[str]:
+    return [" ".join(cell.replace("|", "\\|").split()) for cell in line]
+
+
+def machine(rows: Sequence[Row]) -> str:
+    """Where the rows were measured, in a sentence: the last row's environment speaks for all."""
+    last = max(rows, key=lambda row: str(row["time"]))
+    where = last["environment"]
+    gpu = where.get("gpu", {})
+    what = gpu.get("name", where["cpu"])
+    driver = f", driver {gpu['driver']}" if "driver" in gpu else ""
+    return (
+        f"{what}{driver}, {where['threads']} threads, torch {where['versions']['torch']}, commit "
+        f"{where['commit']}{' with changes' if where['dirty'] else ''}, load average "
+        f"{where['load_average']:.1f}, {last['time']}. Made by `{where['command']}`."
+    )
+
+
+def html(rows: Sequence[Row]) -> str:
+    """One page without anything to fetch."""
+    body = ["<h1>Benchmarks</h1>"]
+    for name, found in devices(rows):
+        body += [f"<h2>{escape(name)}</h2>", f"<p>{escape(machine(found))}</p>"]
+        for title, svg in plots(found):
+            body.append(f"<h3>{escape(title)}</h3>{svg}")
+        heads = "".join(f"<th>{escape(each)}</th>" for each in HEADINGS)
+        lines = [
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>"
+            for row in found
+        ]
+        body.append(f"<table><tr>{heads}</tr>{''.join(lines)}</table>")
+    body += [f"<p>{escape(note)}</p>" for note in _NOTES]
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>pivotal: benchmarks"
+        f"</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    )
