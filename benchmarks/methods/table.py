@@ -1,6 +1,6 @@
 """Every inversion method, and the studies of their options, measured on drawn scenes.
 
-    PYTHONPATH=benchmarks python -m methods.table [--study table] [--scenes 64] [--processes 1]
+    PYTHONPATH=benchmarks python -m methods.table [--study table] [--scenes 64] [--minutes 30]
 
 Prints a table, and appends JSON lines to benchmarks/results/cpu/methods.jsonl, one for each trial
 and group of scenes. What is there already for these weights is not measured again: a run that was
@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from methods.measuring import Scenes, measure, options_of, scenes_of
+from methods.plots import draw
 from methods.results import RESULTS, joined, key_of, rows_of
 from methods.trials import STUDIES, Trial
 from pivotal.engine import Engine
@@ -109,7 +110,10 @@ def main() -> None:
     asked = {key_of({**_asked(task), "fingerprint": fingerprint}) for task in tasks}
     for name in names:
         chosen = [row for row in kept if row["study"] == name and key_of(row) in asked]
-        console.print(_table(name, joined(chosen)))
+        rows = joined(chosen)
+        console.print(_table(name, rows))
+        if given.plot is not None and (path := draw(name, rows, given.plot)) is not None:
+            console.print(f"{path}")
 
 
 def _asked(task: Task) -> dict[str, Any]:
@@ -178,6 +182,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="begin nothing after them")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="for the studies' plots")
     parser.add_argument("--print-only", action="store_true", help="read and write no rows")
     given = parser.parse_args()
     for name in given.study.split(","):

@@ -150,7 +150,13 @@ def finite_difference() -> list[Trial]:
             "none": {"refine_iterations": 0},
             **{f"offset {offset:g}": {"earlier": offset} for offset in OFFSETS},
             "at the step's top": {"earlier": -1.0},
+            "offset 0.25, from 0.3 on": {"refine_skip": 0.3},
             "exact": {"gradient": "exact"},
+            "exact, from 0.3 on": {
+                "gradient": "exact",
+                "refine_skip": 0.3,
+                "refine_strength": 0.5,
+            },  # fmt: skip,
         }
         for label, given in choices.items():
             found.append(Trial(f"{label}, at {scale:g}", "finite-difference", scale, given, 2))

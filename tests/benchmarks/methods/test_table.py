@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from methods import table
 from methods.measuring import measure, options_of, scenes_of
+from methods.plots import PLOTS, draw
 from methods.results import joined, rows_of
 from methods.trials import STUDIES, Trial
 from pivotal.editing.edit import Edit
@@ -160,3 +163,53 @@ def test_an_unknown_study_is_refused(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(monkeypatch, tmp_path / "none", "--study", "euler")
     assert "'euler' is unknown; accepted are all, table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("study", PLOTS)
+def test_every_studys_plot_shows_rows_and_bears_missing_ones(study, tmp_path):
+    trials = STUDIES[study]()
+    rows = [
+        {
+            "label": trial.label, "steps": 2, "scenes": 1, "vae_db": 33.0, "picture_db": 20.0 + n,
+            "latents_db": 10.0 + n, "noise_std_ratio": 1.0, "diverged": float(n % 2),
+        }
+        for n, trial in enumerate(trials)
+    ]  # fmt: skip
+    sizes = []
+    for shown in (
+        rows,
+        rows[::3],
+        [*rows[1:], {"label": rows[0]["label"], "steps": 2, "error": ""}],
+    ):
+        path = draw(study, shown, tmp_path)
+        sizes.append(path.stat().st_size)
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+    assert sizes[0] != sizes[1]
+    assert draw(study, [], tmp_path) is None
+
+
+def test_plots_name_trials_that_there_are():
+    """A label that no trial has would leave a hole in the plot."""
+    for study in PLOTS:
+        asked = Asked()
+        PLOTS[study](Figure(), asked)
+        missing = asked.labels - {trial.label for trial in STUDIES[study]()}
+        assert asked.labels
+        assert not missing
+
+
+class Asked(dict):
+    """Rows that keep which labels were looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.labels = set()
+
+    def get(self, label, default=None):
+        self.labels.add(label)
+        return default
+
+    def __contains__(self, label):
+        self.labels.add(label)
+        return False
