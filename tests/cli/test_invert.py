@@ -1,10 +1,13 @@
 """`pivotal invert` and `pivotal reconstruct`."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import pivotal as package
 from pivotal.inversion_file import read_inversion
 
 PROMPT = "a red circle on a gray background"
@@ -124,3 +127,21 @@ def test_a_seed_decides_what_a_method_draws(pivotal, home):
     a, b, c = (read_inversion(home / f"{name}.safetensors").inverted.noise for name in "abc")
     assert a.equal(b)
     assert not a.equal(c)
+
+
+def test_an_inversion_finds_its_models_folder_from_any_other(pivotal, home, tmp_path):
+    own = home / "models" / "own"
+    shutil.copytree(Path(package.__file__).parent / "bundled" / "shapes", own)
+    done = pivotal(
+        "invert", "photo.png", "--prompt", PROMPT, "--model", "./models/own", "-o",
+        "own.safetensors", "--steps", 2, "--method", "ddim", cwd=home,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = pivotal(
+        "edit", home / "own.safetensors", "--target", PROMPT.replace("red", "blue"), cwd=elsewhere
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(elsewhere / "own-edit.png") as picture:
+        assert str(home) not in picture.text["pivotal"]

@@ -88,7 +88,8 @@ def load(
         root = Path(str(resources.files("pivotal") / "bundled" / name))
     elif path := _existing(source):
         _refuse(name, revision=revision)
-        root = _checked(path)
+        root = _checked(path).absolute()
+        name = str(root)  # found again from any folder
     elif isinstance(source, Path) or not _HUB_ID.fullmatch(name):
         raise ModelError(
             f"{name!r} does not exist; give {', '.join(map(repr, BUNDLED))}, 'random:<family>', a "
