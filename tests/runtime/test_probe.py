@@ -38,3 +38,26 @@ def test_a_unet_that_ignores_all_routes_is_found(torch_denoiser, latents, prompt
         probe_routes(
             denoiser, layers, prompts(2, dtype=torch.float32), latents(2, dtype=torch.float32)
         )
+
+
+@pytest.mark.parametrize("max_rows", [2, 5, 100])
+def test_small_batches_find_what_one_large_one_finds(
+    torch_denoiser, recording, latents, prompts, max_rows
+):
+    denoiser = torch_denoiser()
+    layers = denoiser.unet.layers
+    asked = recording(denoiser)
+    whole = probe_routes(denoiser, layers, prompts(2), latents(2))
+    parts = probe_routes(asked, layers, prompts(2), latents(2), max_rows=max_rows)
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert max(asked.sizes) <= max_rows
+    deaf = layers[3].name
+    denoiser.unet.unet.get_submodule(deaf).set_processor(AttnProcessor2_0())
+    with pytest.raises(EditWithoutEffectError, match=deaf):
+        probe_routes(denoiser, layers, prompts(2), latents(2), max_rows=max_rows)
+
+
+def test_a_probe_needs_a_donor_and_a_row(torch_denoiser, latents, prompts):
+    denoiser = torch_denoiser()
+    with pytest.raises(ValueError, match="max_rows=1"):
+        probe_routes(denoiser, denoiser.unet.layers, prompts(2), latents(2), max_rows=1)

@@ -8,6 +8,8 @@ adapted, compiled or exported, before any picture is made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from pivotal.attention_routes import AttentionRoutes
 from pivotal.driver import Denoiser, drive
 from pivotal.errors import EditWithoutEffectError
 from pivotal.model.unet import AttentionLayer
-from pivotal.query import Algorithm, Conditioning, Denoise, Noise
+from pivotal.query import Algorithm, Conditioning, Denoise
 
 
 def probe_routes(
@@ -23,25 +25,35 @@ def probe_routes(
     layers: tuple[AttentionLayer, ...],
     conditioning: Conditioning,
     latents: Tensor,
+    *,
+    max_rows: int | None = None,
 ) -> dict[str, float]:
     """How much routing each layer alone changes eps: layer name to the largest difference.
 
     conditioning: two rows, of different prompts. latents: [2, C, h, w], different. Row 0 is the
-    donor; row 1 is asked twice unrouted (their difference is the rounding floor), then once for
-    each layer. Raises EditWithoutEffectError naming the layers that ignore their route.
+    donor; row 1 is asked unrouted at both ends (their difference is the rounding floor), and in
+    between once for each layer. max_rows: the most rows in one batch, the donor's included, from 2;
+    None for no limit. Raises EditWithoutEffectError naming the layers that ignore their route.
     """
-    rows = 3 + len(layers)
-    select = torch.tensor([0] + [1] * (rows - 1))
+    if max_rows is not None and max_rows < 2:
+        raise ValueError(f"max_rows={max_rows}; a probe needs 2, a donor and a row that borrows")
+    routed: list[AttentionLayer | None] = [None, *layers, None]
+    size = len(routed) if max_rows is None else max_rows - 1
     eps = drive(
-        _ask(latents[select], conditioning.select(select), _one_layer_each(layers, conditioning)),
+        _ask(
+            layers,
+            [routed[i : i + size] for i in range(0, len(routed), size)],
+            conditioning,
+            latents,
+        ),
         denoiser,
         name="probe of attention routes",
-    ).eps
-    plain = eps[1]
-    floor = (eps[2] - plain).abs().max().item()
+    )
+    plain = eps[0]
+    floor = (eps[-1] - plain).abs().max().item()
     changes = {
-        layer.name: (eps[3 + place] - plain).abs().max().item()
-        for place, layer in enumerate(layers)
+        layer.name: (own - plain).abs().max().item()
+        for layer, own in zip(layers, eps[1:-1], strict=True)
     }
     deaf = [name for name, change in changes.items() if not change > 2 * floor]
     if deaf:
@@ -51,20 +63,38 @@ def probe_routes(
     return changes
 
 
-def _ask(latents: Tensor, conditioning: Conditioning, routes: AttentionRoutes) -> Algorithm[Noise]:
-    rows = latents.shape[0]
-    middle = torch.full((rows,), 500.0, device=latents.device)
-    half = torch.full((rows,), 0.5, dtype=torch.float64, device=latents.device)
-    return (yield from Denoise(latents, middle, half, conditioning, routes))
+def _ask(
+    layers: tuple[AttentionLayer, ...],
+    batches: Sequence[Sequence[AttentionLayer | None]],
+    conditioning: Conditioning,
+    latents: Tensor,
+) -> Algorithm[Tensor]:
+    """eps [N, C, h, w] of row 1, routed in one layer or in none, for all that the batches name."""
+    found = []
+    for routed in batches:
+        rows = 1 + len(routed)
+        select = torch.tensor([0] + [1] * len(routed))
+        middle = torch.full((rows,), 500.0, device=latents.device)
+        half = torch.full((rows,), 0.5, dtype=torch.float64, device=latents.device)
+        routes = _one_layer_each(layers, routed, conditioning.hidden_states.shape[1])
+        noise = yield from Denoise(
+            latents[select], middle, half, conditioning.select(select), routes
+        )
+        found.append(noise.eps[1:])
+    return torch.cat(found)
 
 
 def _one_layer_each(
-    layers: tuple[AttentionLayer, ...], conditioning: Conditioning
+    layers: tuple[AttentionLayer, ...], routed: Sequence[AttentionLayer | None], length: int
 ) -> AttentionRoutes:
-    rows, length = 3 + len(layers), conditioning.hidden_states.shape[1]
+    """Routes of the donor's row and of one row for each entry."""
     kinds = [layer.kind for layer in layers]
-    routes = AttentionRoutes.identity(rows, length, 1, kinds.count("self"), kinds.count("cross"))
-    for row, layer in enumerate(layers, start=3):
+    routes = AttentionRoutes.identity(
+        1 + len(routed), length, 1, kinds.count("self"), kinds.count("cross")
+    )
+    for row, layer in enumerate(routed, start=1):
+        if layer is None:
+            continue
         if layer.kind == "self":
             routes.self_queries[layer.index, row] = 0
             routes.self_keys[layer.index, row] = 0
