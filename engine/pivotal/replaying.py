@@ -125,7 +125,8 @@ def edit_many(
         edits[start : start + TARGETS_AT_ONCE] for start in range(0, len(edits), TARGETS_AT_ONCE)
     ]
     controls = [_control(runner, inversion, group) for group in groups]
-    runner.probe_once(watch.cancellation)
+    rows = 2 * (1 + len(groups[0]))  # guided
+    runner.probe_once(watch.cancellation, size=inversion.picture.size, rows=rows)
     clock.lap("plan")
     parts = []
     for group, control in zip(groups, controls, strict=True):

@@ -20,6 +20,8 @@ from .errors import NonFiniteError
 from .images import Pixels, from_tensor, to_tensor
 from .model.load import Model
 from .query import Conditioning, Result
+from .runtime.buckets import Buckets
+from .runtime.compiled_denoiser import warm_up
 from .runtime.probe import probe_routes
 from .schedule import Schedule
 from .serving import Service, Serving
@@ -199,19 +201,52 @@ class Runner:
         """Latents [B, C, h, w] to uint8 [H, W, 3] each."""
         return from_tensor(self.decode(latents))
 
-    def probe_once(self, cancellation: Cancellation | None = None) -> None:
-        """Before the first edit: every attention layer must follow its route."""
+    def probe_once(
+        self, cancellation: Cancellation | None = None, *, size: tuple[int, int], rows: int
+    ) -> None:
+        """Before the first edit: every attention layer must follow its route.
+
+        size, rows: of the batches to come; a denoiser in buckets is probed in those very graphs.
+        """
         if self._probed:
             return
-        side = 2 * max(self.layers.self_downscales + self.layers.cross_downscales)
-        generator = torch.Generator().manual_seed(0)
-        shape = (2, self.model.autoencoder.channels, side, side)
-        latents = torch.randn(shape, generator=generator).to(self.model.device)
-        conditioning = self.encode(["a cat", "blue sky"], self.model.default_size)
+        buckets: Buckets | None = getattr(self.denoiser, "buckets", None)
+        most = None
+        if buckets is None:
+            side = 2 * max(self.layers.self_downscales + self.layers.cross_downscales)
+            size = (side * self.model.autoencoder.scale, side * self.model.autoencoder.scale)
+        else:
+            most = buckets.fit(min(rows, buckets.largest))
+        inputs = self._two_rows(size)
         with self._turns.take(self._either(cancellation)):
             if not self._probed:  # another thread may have, meanwhile
-                probe_routes(self.denoiser, self.model.unet.layers, conditioning, latents)
+                probe_routes(self.denoiser, self.model.unet.layers, *inputs, max_rows=most)
                 self._probed = True
+
+    def warm_up(
+        self, size: tuple[int, int], rows: Sequence[int], *, gradients: bool
+    ) -> dict[str, float]:
+        """Ask once for every kind of batch, and probe: the seconds that each took."""
+        conditioning, latents = self._two_rows(size)
+        with self._turns.take(self._either()):
+            seconds = warm_up(
+                self.denoiser,
+                self.model.unet.layers,
+                conditioning,
+                latents,
+                rows,
+                gradients=gradients,
+            )
+        start = time.perf_counter()
+        self.probe_once(size=size, rows=max(rows))
+        return {**seconds, "probe": time.perf_counter() - start}
+
+    def _two_rows(self, size: tuple[int, int]) -> tuple[Conditioning, Tensor]:
+        """Conditioning of two prompts, and different latents [2, C, h, w]."""
+        sides = [side // self.model.autoencoder.scale for side in size]
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(2, self.model.autoencoder.channels, *sides, generator=generator)
+        return self.encode(["a cat", "blue sky"], size), latents.to(self.model.device)
 
     def _either(self, cancellation: Cancellation | None = None) -> Cancellation | None:
         """The end of a call, or of the submitted one that it is part of."""

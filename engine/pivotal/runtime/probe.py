@@ -39,6 +39,7 @@ def probe_routes(
         raise ValueError(f"max_rows={max_rows}; a probe needs 2, a donor and a row that borrows")
     routed: list[AttentionLayer | None] = [None, *layers, None]
     size = len(routed) if max_rows is None else max_rows - 1
+    routed += [None] * (-len(routed) % size)  # every batch of one size, so of one graph
     eps = drive(
         _ask(
             layers,
@@ -53,7 +54,7 @@ def probe_routes(
     floor = (eps[-1] - plain).abs().max().item()
     changes = {
         layer.name: (own - plain).abs().max().item()
-        for layer, own in zip(layers, eps[1:-1], strict=True)
+        for layer, own in zip(layers, eps[1 : 1 + len(layers)], strict=True)
     }
     deaf = [name for name, change in changes.items() if not change > 2 * floor]
     if deaf:
