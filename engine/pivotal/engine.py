@@ -120,13 +120,7 @@ class Engine:
         is returned says whether the cache had it.
         """
         settings = checked_settings(
-            self._runner,
-            method=method,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            options=options,
-            size=size,
-            policy=policy,
+            self._runner, method, num_inference_steps, guidance_scale, options, size, policy
         )
         watch = Watch(on_progress, None, cancellation)
         (outcome,) = inverting.invert_many(
@@ -159,13 +153,7 @@ class Engine:
         holds them and the errors.
         """
         settings = checked_settings(
-            self._runner,
-            method=method,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            options=options,
-            size=size,
-            policy=policy,
+            self._runner, method, num_inference_steps, guidance_scale, options, size, policy
         )
         texts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if not images or len(texts) != len(images):
@@ -261,6 +249,7 @@ class Engine:
         seed: int | None = None,
         size: tuple[int, int] | None = None,
         output_type: OutputType = "pil",
+        max_rows: int | None = _ROWS_AT_ONCE,
         callback_on_step_end: CallbackOnStepEnd | None = None,
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
@@ -273,7 +262,8 @@ class Engine:
         pictures [B, 3, H, W] float32 in [0, 1] to one value each, [B], that sampling lowers.
         seed: prompt i starts from noise of `seed + i`, alone or in company; 0 if neither a seed nor
         a generator is given; up to 2**63 - 1. generator: one for all prompts or a list of one for
-        each, as in diffusers. size: (height, width) in pixels.
+        each, as in diffusers. size: (height, width) in pixels. max_rows: as `invert_many`'s; a
+        prompt is two rows.
         """
         prompts = checked_prompts(prompt, "prompt")
         if generator is not None and seed is not None:
@@ -293,6 +283,7 @@ class Engine:
             seeds=seeds if generator is None else None,
             sampling=chosen,
             output_type=output_type,
+            max_rows=max_rows,
             watch=self._watch(on_progress, callback_on_step_end, cancellation),
         )
 

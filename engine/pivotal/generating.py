@@ -32,6 +32,7 @@ def generate(
     sampling: Sampling,
     output_type: OutputType,
     watch: Watch,
+    max_rows: int | None = None,
 ) -> Generated:
     """Sample B prompts from noise [B, C, h, w] float32 at the schedule's noisiest level."""
     clock = Clock()
@@ -50,7 +51,7 @@ def generate(
     )
     clock.lap("encode")
     job = Job(algorithm, "generate", "generate", watch.on_progress)
-    runner.run([job], watch.cancellation)
+    runner.run([job], watch.cancellation, max_rows=max_rows)
     latents = job.result()
     require_finite(latents, "generate")
     watch.check("generate")

@@ -37,7 +37,6 @@ class Task:
 
 def checked_settings(
     runner: Runner,
-    *,
     method: str,
     num_inference_steps: int,
     guidance_scale: float | None,

@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+import pivotal
 from pivotal.images import read_settings, save_image
 from pivotal.records import embedded, generation_record
 
@@ -169,3 +170,16 @@ def test_a_size_of_ones_own(engine):
 def test_wrong_arguments_are_named(engine, arguments, message):
     with pytest.raises(ValueError, match=message):
         engine.generate(PROMPTS, **arguments)
+
+
+@pytest.mark.parametrize("max_rows", [1, 3])
+def test_no_batch_exceeds_max_rows_and_the_pictures_are_the_same(engine, recording, max_rows):
+    denoiser = recording(engine.denoiser)
+    counted = pivotal.Engine(engine.model, denoiser)
+    common = {"num_inference_steps": 2, "guidance_scale": 3.0, "seed": 1}
+    few = counted.generate(PROMPTS, max_rows=max_rows, **common)
+    assert max(denoiser.sizes) == max_rows
+    expected = engine.generate(PROMPTS, **common).latents
+    torch.testing.assert_close(few.latents, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="max_rows=0"):
+        counted.generate(PROMPTS, max_rows=0, **common)
