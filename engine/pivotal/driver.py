@@ -4,16 +4,19 @@ batch.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
 from .errors import BackendError
 from .job import Job, Listener
 from .query import Algorithm, Answer, Query, Result
+from .runtime.out_of_memory import is_out_of_memory, named
+from .shares import Share, halves, rows_of
 
 __all__ = [
     "Denoiser",
@@ -25,6 +28,8 @@ __all__ = [
     "require",
     "require_rows",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 class Denoiser(Protocol):
@@ -61,26 +66,6 @@ def require_rows(name: str, rows: int | None) -> None:
     """Raises ValueError for a limit that no batch fits into."""
     if rows is not None and rows < 1:
         raise ValueError(f"{name}={rows}; at least 1 is needed")
-
-
-class _Share(NamedTuple):
-    """Some rows of a job's open question, on their way to a batch."""
-
-    job: Job  # type: ignore[type-arg]
-    rows: list[int]
-    question: int
-
-    @property
-    def open(self) -> bool:
-        job = self.job
-        return not (job.done or job.cancelled) and job._asked == self.question
-
-    def piece(self) -> Query:
-        query = self.job._wanted
-        assert query is not None
-        if self.rows == list(range(query.rows)):
-            return query
-        return query.select(torch.tensor(self.rows))
 
 
 class Driver:
@@ -120,7 +105,7 @@ class Driver:
 
     def turn(self) -> None:
         """Answer one UNet batch: of the job that comes first, and of those that fit beside it."""
-        batch: list[_Share] = []
+        batch: list[Share] = []
         try:
             with self._closing_all_on_interruption(), torch.no_grad():
                 for job in self.live:
@@ -148,11 +133,11 @@ class Driver:
                     job._close(interruption)
             raise
 
-    def _next_batch(self) -> list[_Share]:
+    def _next_batch(self) -> list[Share]:
         """Rows of one kind of query, those of the job that comes first before all others."""
         waiting = [job for job in self.live if job._wanted is not None]
         waiting.sort(key=lambda job: (-job.priority - job._passed // self.PATIENCE, job._asked > 1))
-        batch: list[_Share] = []
+        batch: list[Share] = []
         kind: Hashable = None
         filled, most = 0, self.max_rows or sys.maxsize
         for job in waiting:
@@ -165,7 +150,7 @@ class Driver:
             rows = self._rows_within(job, shared - filled)
             if rows is not None:
                 kind, filled = job._wanted.batch_key(), filled + len(rows)
-                batch.append(_Share(job, rows, job._asked))
+                batch.append(Share(job, rows, job._asked))
                 job._passed = 0
         return batch
 
@@ -200,28 +185,48 @@ class Driver:
             taken.extend(tied)
         return taken or None
 
-    def _answer(self, batch: list[_Share]) -> None:
+    def _answer(self, batch: list[Share]) -> None:
         shares = [share for share in batch if share.open]
         if not shares:
             return
-        answers: list[Answer] = []
         try:
             pieces = [share.piece() for share in shares]
-            if len(pieces) == 1:
-                answers.append(self.denoiser.answer(pieces[0]).owned())
-            else:
-                joined = self.denoiser.answer(type(pieces[0]).cat(pieces))  # type: ignore[arg-type]
-                start = 0
-                for piece in pieces:
-                    answers.append(joined.select(torch.arange(start, start + piece.rows)))
-                    start += piece.rows
+            answers = self._answers(pieces)
         except Exception as error:
-            if len(shares) == 1:
-                shares[0].job._fail(error)
-            else:  # whose fault it is shows when each is asked alone
-                for share in shares:
-                    self._answer([share])
+            failure = error
+        else:
+            self._hand_over(shares, pieces, answers)
             return
+        if len(shares) > 1 and not is_out_of_memory(failure):
+            smaller = [[share] for share in shares]  # whose fault it is shows when each is alone
+        elif is_out_of_memory(failure) and (parts := halves(shares)):
+            logger.warning("out of memory with %d rows: trying half", rows_of(shares))
+            failure.__traceback__ = None  # its frames hold what the batch had allocated
+            smaller = parts
+            for share in shares:  # nor ask for as many again
+                most = max(map(rows_of, parts))
+                share.job.max_rows = min(share.job.max_rows or sys.maxsize, most)
+        else:
+            shares[0].job._fail(named(failure, rows_of(shares)))
+            return
+        for part in smaller:
+            self._answer(part)
+
+    def _answers(self, pieces: Sequence[Query]) -> list[Answer]:
+        """One batch of pieces, answered piece by piece."""
+        if len(pieces) == 1:
+            return [self.denoiser.answer(pieces[0]).owned()]
+        joined = self.denoiser.answer(type(pieces[0]).cat(pieces))  # type: ignore[arg-type]
+        answers: list[Answer] = []
+        start = 0
+        for piece in pieces:
+            answers.append(joined.select(torch.arange(start, start + piece.rows)))
+            start += piece.rows
+        return answers
+
+    def _hand_over(
+        self, shares: Sequence[Share], pieces: Sequence[Query], answers: Sequence[Answer]
+    ) -> None:
         for share, piece, answer in zip(shares, pieces, answers, strict=True):
             own = piece.without_company(answer)  # type: ignore[arg-type]
             share.job._parts.append((share.rows, own))
