@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,19 +42,70 @@ class Ceilings:
 
 def count(run: Callable[[], Any]) -> Counted:
     """Run it once and count. What a compiled or exported network does inside is not seen."""
-    traffic = _Traffic()
-    flops = FlopCounterMode(display=False, custom_mapping=_attention_flops())
-    flops.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with flops, traffic:
+    counting = Counting()
+    with counting:
         kept = run()
+    traffic = counting.traffic
     results = sum(_bytes(each) for each in _tensors(kept))
-    return Counted(flops.get_total_flops(), traffic.moved, traffic.read_first + results)
+    least = traffic.read_first + results
+    return Counted(counting.flops.get_total_flops(), sum(traffic.moved.values()), least)
 
 
-class _NoModules:
+class Counting:
+    """A context that counts what runs inside it, by the part that `part` names at the time."""
+
+    def __init__(self, part: Callable[[], str] = lambda: _WHOLE) -> None:
+        self.traffic = _Traffic(part)
+        self.flops = FlopCounterMode(display=False, custom_mapping=_attention_flops())
+        self.flops.mod_tracker = _Parts(part)  # type: ignore[assignment]
+
+    def __enter__(self) -> None:
+        self.flops.__enter__()
+        self.traffic.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.traffic.__exit__(*error)
+        self.flops.__exit__(*error)
+
+    def by_part(self) -> dict[tuple[str, str], Counted]:
+        """By part and the operation's kind. Least bytes are all that operations read and write."""
+        work: dict[tuple[str, str], int] = {}
+        for place, operations in self.flops.flop_counts.items():
+            for operation, done in operations.items():
+                key = (place, kind_of(str(operation)))
+                work[key] = work.get(key, 0) + done
+        return {
+            key: Counted(work.get(key, 0), moved, moved)
+            for key, moved in self.traffic.moved.items()
+        }
+
+
+def kind_of(operation: str) -> str:
+    """What an operation is to a reader: convolution, attention, product, norm, or the rest."""
+    for kind, words in _KINDS.items():
+        if any(word in operation for word in words):
+            return kind
+    return "rest"
+
+
+_WHOLE = "Global"  # where torch's counter keeps what all modules do
+_KINDS = {
+    "convolution": ("conv",),
+    "attention": ("attention",),
+    "product": ("mm", "linear"),
+    "norm": ("norm",),
+}
+
+
+class _Parts:
     """In place of torch's tracker of modules, whose hooks fail under `autograd.grad`."""
 
-    parents: ClassVar = {"Global"}
+    def __init__(self, part: Callable[[], str]) -> None:
+        self._part = part
+
+    @property
+    def parents(self) -> set[str]:
+        return {_WHOLE, self._part()}
 
     def __enter__(self) -> None: ...
 
@@ -64,9 +115,10 @@ class _NoModules:
 class _Traffic(TorchDispatchMode):
     """Sums the bytes of every operation's tensors; views move nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: Callable[[], str]) -> None:
         super().__init__()
-        self.moved = 0
+        self._part = part
+        self.moved: dict[tuple[str, str], int] = {}
         self.read_first = 0
         self._known: set[int] = set()
 
@@ -83,7 +135,9 @@ class _Traffic(TorchDispatchMode):
         self._known |= {_place(each) for each in outputs}
         is_view = not func._schema.is_mutable and any(_place(each) in places for each in outputs)
         if not is_view:
-            self.moved += sum(_bytes(each) for each in (*inputs, *outputs))
+            key = (self._part(), kind_of(str(func)))
+            moved = sum(_bytes(each) for each in (*inputs, *outputs))
+            self.moved[key] = self.moved.get(key, 0) + moved
         return out
 
 

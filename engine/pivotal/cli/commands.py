@@ -19,6 +19,7 @@ from . import (
     invert,
     methods,
     models,
+    profile,
     reconstruct,
     style,
 )
@@ -68,5 +69,5 @@ for _each in _COMMANDS:
     command(app)(_each)
 app.add_typer(cache.app, name="cache")
 app.add_typer(bench.app, name="bench")
-for _each in (doctor.doctor, demo.demo):
+for _each in (profile.profile, doctor.doctor, demo.demo):
     command(app)(_each)
