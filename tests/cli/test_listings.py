@@ -26,6 +26,18 @@ def test_methods_says_which_backends_run_each_alone(pivotal, tmp_path):
     assert "onnx, tensorrt" in pivotal("methods", "edict", cwd=tmp_path).stdout
 
 
+def test_a_methods_page_says_at_which_guidance_it_inverts(pivotal, tmp_path):
+    def page(name):
+        shown = pivotal("methods", name, cwd=tmp_path).stdout.replace("│", " ")
+        return " ".join(shown.split())
+
+    assert "the guidance that it is sampled back at" in page("null-text")
+    assert "unless --option guidance_scale is given" in page("fixed-point")
+    for name, method in METHODS.items():
+        (record,) = json.loads(pivotal("methods", name, "--json", cwd=tmp_path).stdout)["methods"]
+        assert record["fits_guidance"] == method.fits_guidance
+
+
 def test_what_torch_answers_is_what_is_listed():
     assert pivotal_package.Engine.load("shapes").denoiser.answers == BACKENDS["torch"]
 

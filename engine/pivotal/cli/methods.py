@@ -50,6 +50,7 @@ def _record(method: Method) -> dict[str, Any]:
         "rows": method.rows,
         "stores": method.stores,
         "guidance": list(method.guidance),
+        "fits_guidance": method.fits_guidance,
         "needs": sorted(each.__name__ for each in method.needs),
         "backends": backends_for(method.needs),
         "options": [
@@ -96,7 +97,17 @@ def _one(record: dict[str, Any]) -> Any:
     for key in ("name", "title", "paper", "rows", "stores"):
         table.add_row(key, record[key])
     table.add_row("guidance", "{:g} to {:g}".format(*record["guidance"]))
+    table.add_row("inverts at", _inverted_at(record))
     table.add_row("backends", ", ".join(record["backends"]))
     for option in record["options"]:
         table.add_row(f"--option {option['name']}={option['default']}", option["type"])
     return table
+
+
+def _inverted_at(record: dict[str, Any]) -> str:
+    """At which guidance the way up runs; `--guidance-scale` is always that of the way back."""
+    if record["fits_guidance"]:
+        return "the guidance that it is sampled back at, --guidance-scale"
+    if any(each["name"] == "guidance_scale" for each in record["options"]):
+        return "guidance 1 whatever --guidance-scale says, unless --option guidance_scale is given"
+    return "guidance 1"
