@@ -123,13 +123,37 @@ def _figures(
     middle = time.perf_counter()
     rows = (denoiser.rows_forward, denoiser.rows_backward)
     replays = [
-        _replay(engine, scenes, place, trial, method, options, schedule, inverted, edited)
+        replay_of(engine, scenes, place, trial, method, options, schedule, inverted, edited)
         for place in range(images)
     ]
     latents = torch.stack(
         [job.result() for job in drive_many(replays, denoiser, max_rows=MAX_ROWS)]
     )
     end = time.perf_counter()
+    each = scores(engine, scenes, method, options, schedule, inverted, latents)
+    return {
+        **means(each),
+        "rows_invert": rows[0] / images,
+        "rows_backward": rows[1] / images,
+        "rows_replay": (denoiser.rows_forward - rows[0]) / images,
+        "seconds_invert": (middle - start) / images,
+        "seconds_replay": (end - middle) / images,
+        "each": each,
+    }
+
+
+def scores(
+    engine: Engine,
+    scenes: Scenes,
+    method: Method,
+    options: Any,
+    schedule: Schedule,
+    inverted: Inverted,
+    latents: Tensor,
+) -> list[dict[str, Any]]:
+    """Each scene's own figures. latents: [B, rows, C, h, w], the source's row first and its edit's,
+    if there is one, second.
+    """
     if not bool(latents.isfinite().all()):
         raise FloatingPointError("latents that are not finite")
     back = latents[:, 0]
@@ -148,19 +172,11 @@ def _figures(
         scene["noise_std_ratio"] = ratio if math.isfinite(ratio) else None
         if diverged is not None:
             scene["diverged"] = bool(diverged[place])
-    if edited:
+    if latents.shape[1] > 1:
         pictures = _decoded(engine, latents[:, 1])
         for scene, case, picture in zip(each, scenes.cases, pictures, strict=True):
             scene["edit"] = judge_edit(case, picture).record()
-    return {
-        **means(each),
-        "rows_invert": rows[0] / images,
-        "rows_backward": rows[1] / images,
-        "rows_replay": (denoiser.rows_forward - rows[0]) / images,
-        "seconds_invert": (middle - start) / images,
-        "seconds_replay": (end - middle) / images,
-        "each": each,
-    }
+    return each
 
 
 def means(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -183,7 +199,7 @@ def means(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _replay(
+def replay_of(
     engine: Engine,
     scenes: Scenes,
     place: int,

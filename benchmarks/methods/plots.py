@@ -92,7 +92,11 @@ def finite_difference(figure: Figure, rows: Rows) -> None:
         for x, scale in enumerate(SCALES):
             diverged = rows.get(f"{name}, at {scale:g}", {}).get("diverged")
             mark = " ×" if diverged else ""
-            axes.text(x, y, f"{values[y][x]:.1f}{mark}", ha="center", va="center", color="white")
+            bright = image.norm(values[y][x]) > 0.7
+            axes.text(
+                x, y, f"{values[y][x]:.1f}{mark}", ha="center", va="center",
+                color="black" if bright else "white",
+            )  # fmt: skip
     axes.set_xticks(range(len(SCALES)), [f"{scale:g}" for scale in SCALES])
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="guidance, in and out (× a scene diverged)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,5 +53,15 @@ def _one(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if failed is not None:
         return failed
     scenes = [scene for row in parts for scene in row["each"]]
-    costs = {name: sum(row[name] * row["count"] for row in parts) / len(scenes) for name in _COSTS}
+    costs = {name: _cost(parts, name) for name in _COSTS}
     return {**parts[0], **means(scenes), **costs, "scenes": len(scenes), "each": scenes}
+
+
+def _cost(parts: Sequence[dict[str, Any]], name: str) -> float | None:
+    """The mean over scenes; None where a row has none."""
+    values = [row[name] for row in parts]
+    if any(value is None for value in values):
+        return None
+    scenes: int = sum(row["count"] for row in parts)
+    whole = math.fsum(row["count"] * row[name] for row in parts)
+    return whole / scenes

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ from rich.table import Table
 from methods.measuring import Scenes, measure, options_of, scenes_of
 from methods.plots import draw
 from methods.results import RESULTS, joined, key_of, rows_of
+from methods.together import measure_together
 from methods.trials import STUDIES, Trial
 from pivotal.engine import Engine
 from shapes.cases import EVALUATION_SEED
 
 GROUP = 8  # scenes inverted as one batch
+TOGETHER = 16  # trials of a study that share batches
 COLUMNS = (
     "scenes", "latents_db", "picture_db", "noise_std_ratio", "colour_success", "shape_success",
     "outside_db", "rows_invert", "rows_backward", "seconds_invert",
@@ -43,10 +45,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Task:
-    """A trial on a group of scenes. Only the table's trials are edited."""
+    """Trials on a group of scenes: one of the table's, edited and timed; or some of a study's,
+    together in one batch.
+    """
 
     study: str
-    trial: Trial
+    trials: tuple[Trial, ...]
     first: int
     count: int
     model: str
@@ -56,7 +60,7 @@ class Task:
 _ready: dict[tuple[str, int, int], tuple[Engine, Scenes]] = {}
 
 
-def run(task: Task) -> dict[str, Any]:
+def run(task: Task) -> list[dict[str, Any]]:
     """One task on one thread; the engine and its scenes are made once a process."""
     torch.set_num_threads(1)
     place = (task.model, task.first, task.count)
@@ -67,8 +71,13 @@ def run(task: Task) -> dict[str, Any]:
         engine = engine or Engine.load(task.model, device="cpu")
         _ready[place] = engine, scenes_of(engine, task.count, EVALUATION_SEED, task.first)
     engine, scenes = _ready[place]
-    figures = measure(engine, scenes, task.trial, task.steps, edited=task.study == "table")
-    return {**_asked(task), "fingerprint": engine.model.fingerprint, **figures}
+    asked = _asked(task)
+    if task.study == "table":
+        found = [measure(engine, scenes, trial, task.steps) for trial in task.trials]
+    else:
+        found = measure_together(engine, scenes, task.trials, task.steps)
+    known = {"fingerprint": engine.model.fingerprint}
+    return [{**each, **known, **row} for each, row in zip(asked, found, strict=True)]
 
 
 def tasks_of(names: Sequence[str], only: str, scenes: int, model: str, steps: int) -> list[Task]:
@@ -76,7 +85,7 @@ def tasks_of(names: Sequence[str], only: str, scenes: int, model: str, steps: in
     measured all trials alike.
     """
     found = [
-        Task(name, trial, first, min(GROUP, most - first), model, steps)
+        Task(name, (trial,), first, min(GROUP, most - first), model, steps)
         for name in names
         for trial in STUDIES[name]()
         if only in trial.label
@@ -95,19 +104,17 @@ def main() -> None:
     console = Console(width=170)
     kept = [] if given.print_only else rows_of(given.results, fingerprint)
     known = {key_of(row) for row in kept}
-    left = [
-        task for task in tasks if key_of({**_asked(task), "fingerprint": fingerprint}) not in known
-    ]
+    left = [task for task in tasks if not _keys(task, fingerprint) <= known]
     console.print(f"{len(left)} of {len(tasks)} groups of scenes are not measured yet")
     deadline = None if given.minutes is None else started + 60 * given.minutes
-    for row in _all(left, given.processes, deadline):
+    for row in _all(together(left, TOGETHER), given.processes, deadline):
         kept.append(row)
         if not given.print_only:
             given.results.parent.mkdir(parents=True, exist_ok=True)
             with given.results.open("a") as file:
                 file.write(json.dumps({**row, **environment(given.model)}) + "\n")
         console.print(f"{row['study']}: {row['label']}: {_shown(row, 'picture_db')}")
-    asked = {key_of({**_asked(task), "fingerprint": fingerprint}) for task in tasks}
+    asked = set[str]().union(*(_keys(task, fingerprint) for task in tasks))
     for name in names:
         chosen = [row for row in kept if row["study"] == name and key_of(row) in asked]
         rows = joined(chosen)
@@ -116,18 +123,42 @@ def main() -> None:
             console.print(f"{path}")
 
 
-def _asked(task: Task) -> dict[str, Any]:
-    """What a row is looked up by, besides the weights."""
-    return {
-        "study": task.study,
-        "label": task.trial.label,
-        "method": task.trial.method,
-        "scale": task.trial.scale,
-        "options": asdict(options_of(task.trial)),
-        "first": task.first,
-        "count": task.count,
-        "steps": task.steps,
-    }
+def together(tasks: Sequence[Task], at_once: int) -> list[Task]:
+    """Studies' tasks on the same scenes as one, up to so many trials; the table's stay alone."""
+    found: list[Task] = []
+    for task in tasks:
+        last = found[-1] if found else None
+        if (
+            last is not None
+            and task.study != "table"
+            and replace(last, trials=task.trials) == task
+            and len(last.trials) < at_once
+        ):
+            found[-1] = replace(last, trials=(*last.trials, *task.trials))
+        else:
+            found.append(task)
+    return found
+
+
+def _asked(task: Task) -> list[dict[str, Any]]:
+    """What the rows are looked up by, besides the weights."""
+    return [
+        {
+            "study": task.study,
+            "label": trial.label,
+            "method": trial.method,
+            "scale": trial.scale,
+            "options": asdict(options_of(trial)),
+            "first": task.first,
+            "count": task.count,
+            "steps": task.steps,
+        }
+        for trial in task.trials
+    ]
+
+
+def _keys(task: Task, fingerprint: str) -> set[str]:
+    return {key_of({**asked, "fingerprint": fingerprint}) for asked in _asked(task)}
 
 
 def _all(tasks: list[Task], processes: int, deadline: float | None) -> Iterator[dict[str, Any]]:
@@ -137,14 +168,14 @@ def _all(tasks: list[Task], processes: int, deadline: float | None) -> Iterator[
     if processes == 1:
         for task in tasks:
             if deadline is None or time.monotonic() < deadline:
-                yield run(task)
+                yield from run(task)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting = [pool.submit(run, task) for task in tasks]
         for done in as_completed(waiting):
             if not done.cancelled():
-                yield done.result()
+                yield from done.result()
             if deadline is not None and time.monotonic() > deadline:
                 for future in waiting:
                     future.cancel()

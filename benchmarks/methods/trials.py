@@ -106,9 +106,9 @@ def ddim() -> list[Trial]:
 def k_euler() -> list[Trial]:
     """Steps up, where the derivative is taken, Heun's correction, the grid; the empty prompt."""
     found = []
-    for grid in ("linear", "karras"):
-        for name, derivative in DERIVATIVES.items():
-            for count in UP:
+    for count in UP:
+        for grid in ("linear", "karras"):
+            for name, derivative in DERIVATIVES.items():
                 given = {**derivative, "grid": grid, "invert_steps": count}
                 found.append(Trial(f"{count} up, {name}, {grid}", "k-euler", 1.0, given, 2))
     for count in (50, 1000):

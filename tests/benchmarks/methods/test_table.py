@@ -1,6 +1,7 @@
 """The table's command on the bundled model, with few steps."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from methods import table
 from methods.measuring import measure, options_of, scenes_of
 from methods.plots import PLOTS, draw
 from methods.results import joined, rows_of
+from methods.together import measure_together
 from methods.trials import STUDIES, Trial
 from pivotal.editing.edit import Edit
 from pivotal.engine import Engine
+from pivotal.inversion import registry
 from pivotal.inversion.registry import METHODS
 from shapes.cases import EVALUATION_SEED
 from shapes.evaluate import EDITS
@@ -106,6 +109,36 @@ def test_an_edit_is_what_the_engine_makes_of_it_and_is_judged_by_the_oracle(engi
     assert row["colour_success"] == successes["colour"]
     assert row["shape_success"] == successes["shape"]
     assert row["rows_replay"] == 4 * STEPS
+
+
+def test_trials_together_give_what_each_gives_alone(engine, scenes):
+    trials = [
+        Trial("a", "ddim", 3.0, {"guidance_scale": 3.0}),
+        Trial("b", "k-euler", 1.0, {"invert_steps": 3}),
+        Trial("c", "finite-difference", 3.0, {"gradient": "exact", "refine_skip": 0.0}),
+    ]
+    rows = measure_together(engine, scenes, trials, STEPS)
+    for trial, row in zip(trials, rows, strict=True):
+        alone = measure(engine, scenes, trial, STEPS, edited=False)
+        assert row["options"] == alone["options"]
+        for name in ("latents_db", "picture_db", "noise_std_ratio", "vae_db"):
+            assert row[name] == pytest.approx(alone[name], rel=1e-3)
+        assert row["rows_replay"] == alone["rows_replay"]
+        assert row["rows_invert"] >= alone["rows_invert"]
+
+
+def test_one_trials_failure_is_its_own(engine, scenes, monkeypatch):
+    def fail(*ignored):
+        raise RuntimeError("not this one")
+        yield
+
+    method = replace(METHODS["direct"], invert=fail)
+    monkeypatch.setattr(registry, "METHODS", {**METHODS, "direct": method})
+    trials = [Trial("a", "direct", 1.0), Trial("b", "ddim", 1.0)]
+    failed, well = measure_together(engine, scenes, trials, 1)
+    assert "not this one" in failed["error"]
+    assert "error" not in well
+    assert len(well["each"]) == 2
 
 
 def test_scenes_are_the_same_however_they_are_divided(engine, scenes):
