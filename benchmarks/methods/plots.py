@@ -87,12 +87,14 @@ def finite_difference(figure: Figure, rows: Rows) -> None:
         [rows.get(f"{name}, at {scale:g}", {}).get("latents_db", float("nan")) for scale in SCALES]
         for name in names
     ]
+    shown = [value for line in values for value in line if value == value] or [0.0]
+    lowest, highest = min(shown), max(shown)
     image = axes.imshow(values, aspect="auto", cmap="viridis")
     for y, name in enumerate(names):
         for x, scale in enumerate(SCALES):
             diverged = rows.get(f"{name}, at {scale:g}", {}).get("diverged")
             mark = " ×" if diverged else ""
-            bright = image.norm(values[y][x]) > 0.7
+            bright = values[y][x] > 0.3 * lowest + 0.7 * highest
             axes.text(
                 x, y, f"{values[y][x]:.1f}{mark}", ha="center", va="center",
                 color="black" if bright else "white",

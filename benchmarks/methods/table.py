@@ -35,7 +35,7 @@ from methods.trials import STUDIES, Trial
 from pivotal.engine import Engine
 from shapes.cases import EVALUATION_SEED
 
-GROUP = 8  # scenes inverted as one batch
+GROUP = 4  # scenes inverted as one batch
 TOGETHER = 16  # trials of a study that share batches
 COLUMNS = (
     "scenes", "latents_db", "picture_db", "noise_std_ratio", "colour_success", "shape_success",

@@ -70,6 +70,8 @@ def table() -> list[Trial]:
         found.append(Trial(label, name, GUIDANCE))
     proximal = {"proximal": "soft"}
     found.append(Trial("negative-prompt, proximal", "negative-prompt", GUIDANCE, proximal))
+    three = {"iterations": 3}
+    found.append(Trial("null-text, line search, 3", "null-text-line-search", GUIDANCE, three))
     one = {"embeddings": "one"}
     found.append(Trial("null-text, one embedding", "null-text-ablation", GUIDANCE, one, 16))
     more = {"iterations": 2}
