@@ -44,7 +44,7 @@ class Autoencoder:
             )
         images = images.to(self.device, self.dtype)
         mean = self.vae.encode(images).latent_dist.mode().float()
-        return self._finite((mean - self._shift) * self._gain, "encoded latents")
+        return self._finite(self.scaled(mean), "encoded latents")
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to images [B, 3, H, W], float32, on the autoencoder's device.
@@ -56,9 +56,17 @@ class Autoencoder:
             raise ValueError(
                 f"latents have shape {list(latents.shape)}; [B, {self.channels}, h, w] is expected"
             )
-        unscaled = latents.to(self.device, torch.float32) / self._gain + self._shift
+        unscaled = self.unscaled(latents.to(self.device, torch.float32))
         images: Tensor = self.vae.decode(unscaled.to(self.dtype)).sample
         return self._finite(images.float(), "decoded image")
+
+    def scaled(self, mean: Tensor) -> Tensor:
+        """The encoder's mean [B, C, h, w] float32 as latents."""
+        return (mean - self._shift) * self._gain
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] float32 as the decoder takes them."""
+        return latents / self._gain + self._shift
 
     def _channel_values(self, name: str, default: float) -> Tensor:
         """A config's value for each latent channel, [1, C, 1, 1] float32."""

@@ -1,0 +1,1 @@
+"""The networks outside PyTorch: ONNX files and TensorRT engines, made and run."""

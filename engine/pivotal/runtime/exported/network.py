@@ -1,0 +1,16 @@
+"""What a network outside PyTorch is to its users, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Network(Protocol):
+    """Tensors by name in, tensors in order out, on the network's device. Safe for many threads."""
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Outputs may be views of static buffers."""
+        ...

@@ -1,0 +1,87 @@
+"""One ONNX file in ONNX Runtime, on torch's own memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pivotal.errors import BackendError
+
+_TORCH = {  # by the element types of ONNX's TensorProto
+    "tensor(float)": (1, torch.float32),
+    "tensor(int64)": (7, torch.int64),
+    "tensor(float16)": (10, torch.float16),
+    "tensor(double)": (11, torch.float64),
+    "tensor(bfloat16)": (16, torch.bfloat16),
+}
+
+
+class OnnxNetwork:
+    """Runs a file on the CPU or a CUDA device; tensors are bound by address and never copied.
+
+    threads: inside an operator; ONNX Runtime's choice if None. Raises BackendError where the
+    device's provider is not installed, and for a file that it can't run: it never falls back.
+    """
+
+    def __init__(self, path: Path, device: torch.device, *, threads: int | None = None) -> None:
+        if find_spec("onnxruntime") is None:
+            raise BackendError(
+                "the onnx backend needs onnxruntime; install it with `pip install 'pivotal[onnx]'`"
+            )
+        import onnxruntime
+
+        self.path, self.device = path, device
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3  # errors
+        if threads is not None:
+            settings.intra_op_num_threads = threads
+        self._index = 0 if device.index is None else device.index
+        provider: Any = "CPUExecutionProvider"
+        if device.type == "cuda":
+            provider = ("CUDAExecutionProvider", {"device_id": str(self._index)})
+            available = onnxruntime.get_available_providers()
+            if provider[0] not in available:
+                raise BackendError(
+                    f"ONNX Runtime has no {provider[0]} here, only {', '.join(available)}; "
+                    "install `pivotal[onnx-gpu]` in place of `pivotal[onnx]`, or use the CPU"
+                )
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), settings, providers=[provider])
+        except Exception as error:  # its errors share no base
+            reason = str(error).strip().split("\n")[0]
+            raise BackendError(f"ONNX Runtime can't run {path.name}: {reason}") from error
+        using = self._session.get_providers()[0]
+        if not using.upper().startswith(device.type.upper()):
+            raise BackendError(f"ONNX Runtime would run {path.name} by {using}, not on {device}")
+        self._inputs = {each.name: _TORCH[each.type] for each in self._session.get_inputs()}
+        self._outputs = [each.name for each in self._session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Raises ValueError for inputs that are not the file's, BackendError for a failed run."""
+        if set(inputs) != set(self._inputs):
+            raise ValueError(
+                f"{self.path.name} takes {', '.join(self._inputs)}; got {', '.join(inputs)}"
+            )
+        binding = self._session.io_binding()
+        kept = []  # what is bound must live until the run has ended
+        for name, (element, dtype) in self._inputs.items():
+            tensor = inputs[name].detach().to(self.device, dtype).contiguous()
+            kept.append(tensor)
+            binding.bind_input(
+                name, self.device.type, self._index, element, list(tensor.shape), tensor.data_ptr()
+            )
+        for name in self._outputs:
+            binding.bind_output(name, self.device.type, self._index)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime has its own
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise BackendError(f"{self.path.name} failed in ONNX Runtime: {reason}") from error
+        return tuple(torch.from_dlpack(value) for value in binding.get_outputs())

@@ -1,0 +1,140 @@
+"""What an export is of: the page beside its files that identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pivotal.errors import BackendError
+from pivotal.model.fingerprint import DISPLAYED
+from pivotal.model.load import Model
+from pivotal.runtime.exported.profile import ShapeProfile
+
+SCHEMA = 1
+FILE = "export.json"
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much the routes hold, which the graph fixes."""
+
+    length: int  # tokens, L
+    columns: int  # word columns, K
+    self_layers: int
+    cross_layers: int
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What a TensorRT engine was built by and for."""
+
+    flavour: str  # "tensorrt" or "tensorrt_rtx"
+    version: str
+    sm: tuple[str, ...]  # compute capabilities: "89", "120"
+    buckets: tuple[int, ...]  # batch sizes, an optimisation profile each
+    refittable: bool
+    stripped: bool  # without weights: refitted from the ONNX files when loaded
+    checked: bool  # compared with torch when built, which takes a GPU
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """Which model, in which format, for which shapes. `files` are digests (SHA-256) by name."""
+
+    model: str
+    family: str
+    fingerprint: str
+    dtype: str  # of the UNet and the text encoders
+    prediction_type: str
+    profile: ShapeProfile
+    capacity: Capacity
+    versions: dict[str, str]
+    errors: dict[str, float]  # largest difference from torch, over the largest output, by file
+    files: dict[str, str]
+    engine: EngineFacts | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **asdict(self), "profile": self.profile.record()}
+
+    def write(self, folder: Path) -> None:
+        (folder / FILE).write_text(json.dumps(self.as_json(), indent=2) + "\n", "utf-8")
+
+    def with_digests(self, folder: Path) -> ExportRecord:
+        """The same with the digests of all files that lie in the folder."""
+        names = sorted(path.name for path in folder.iterdir() if path.name != FILE)
+        return replace(self, files={name: digest(folder / name) for name in names})
+
+    def again(self, folder: Path) -> str:
+        """The command that makes this export anew."""
+        kind, more = "onnx", ""
+        if self.engine is not None:
+            kind, more = "tensorrt", "".join(f" --sm {sm}" for sm in self.engine.sm)
+        return (
+            f"`pivotal export {kind} --model {self.model} --dtype {self.dtype}{more} -o {folder}`"
+        )
+
+    def require_model(self, model: Model, folder: Path) -> None:
+        """Raise BackendError for an export of other weights or another precision."""
+        again = replace(self, model=model.name, dtype=str(model.dtype)[6:]).again(folder)
+        if self.fingerprint != model.fingerprint:
+            raise BackendError(
+                f"{str(folder)!r} was exported from model {self.model!r} "
+                f"({self.fingerprint[:DISPLAYED]}), not {model.name!r} "
+                f"({model.fingerprint[:DISPLAYED]}); export that one: {again}"
+            )
+        if self.dtype != str(model.dtype).removeprefix("torch."):
+            raise BackendError(
+                f"{str(folder)!r} holds {self.dtype} networks where the model is loaded in "
+                f"{str(model.dtype).removeprefix('torch.')}; say dtype {self.dtype}, or export "
+                f"again: {again}"
+            )
+
+    def require_intact(self, folder: Path, name: str) -> Path:
+        """The path of one file. Raises BackendError for one that is missing or was changed."""
+        path = folder / name
+        if name not in self.files or not path.is_file():
+            raise BackendError(f"{str(path)!r} is missing; export again: {self.again(folder)}")
+        if digest(path) != self.files[name]:
+            raise BackendError(
+                f"{str(path)!r} is not the file that was exported (its SHA-256 differs); export "
+                f"again: {self.again(folder)}"
+            )
+        return path
+
+
+def read_record(folder: Path) -> ExportRecord:
+    """Raises BackendError for a folder that holds no export of ours, or one of another schema."""
+    try:
+        found = json.loads((folder / FILE).read_text("utf-8"))
+        schema = found.pop("schema")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise BackendError(
+            f"{str(folder)!r} holds no export that can be read ({FILE}); make one with "
+            f"`pivotal export onnx -o {folder}`"
+        ) from error
+    if schema != SCHEMA:
+        raise BackendError(f"{str(folder)!r} is an export of schema {schema}; {SCHEMA} is known")
+    try:
+        engine = found["engine"]
+        if engine is not None:
+            engine = EngineFacts(
+                **{**engine, "sm": tuple(engine["sm"]), "buckets": tuple(engine["buckets"])}
+            )
+        return ExportRecord(
+            **{
+                **found,
+                "profile": ShapeProfile.from_record(found["profile"]),
+                "capacity": Capacity(**found["capacity"]),
+                "engine": engine,
+            }
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise BackendError(f"{str(folder / FILE)!r} is damaged: {error}") from error
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
