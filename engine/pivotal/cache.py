@@ -259,7 +259,12 @@ def default_cache_folder() -> Path:
     """
     if own := os.environ.get("PIVOTAL_CACHE"):
         return Path(own).expanduser()
+    return user_cache() / "inversions"
+
+
+def user_cache() -> Path:
+    """`pivotal` in XDG_CACHE_HOME, or in ~/.cache. Read when called."""
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not home.is_absolute():
         home = Path("~/.cache").expanduser()
-    return home / "pivotal" / "inversions"
+    return home / "pivotal"

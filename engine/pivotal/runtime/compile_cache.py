@@ -7,6 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pivotal.cache import user_cache
+
+
+def default_compile_folder() -> Path:
+    """`pivotal/compiled` in the user's cache."""
+    return user_cache() / "compiled"
+
 
 @contextmanager
 def kept_in(folder: Path | None) -> Iterator[None]:

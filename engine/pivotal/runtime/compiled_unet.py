@@ -14,6 +14,7 @@ from pivotal.attention_routes import AttentionRoutes
 from pivotal.model.unet import RoutedUNet, run_by_blocks
 
 from .buckets import Buckets
+from .compile_cache import default_compile_folder
 from .compiled_graphs import CompiledGraphs
 
 Prediction = tuple[Tensor, Tensor | None]
@@ -42,6 +43,13 @@ class CompileOptions:
             raise ValueError(
                 f"backend={self.backend!r} is unknown; accepted are {', '.join(known)}"
             )
+
+    @classmethod
+    def of(cls, given: bool | CompileOptions) -> CompileOptions | None:
+        """What `compile=` means: True is the defaults with pivotal's own cache, False is eager."""
+        if isinstance(given, CompileOptions):
+            return given
+        return cls(cache=default_compile_folder()) if given else None
 
 
 class CompiledUNet(nn.Module):

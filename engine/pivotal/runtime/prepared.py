@@ -6,6 +6,8 @@ import torch
 
 from pivotal.driver import Denoiser
 from pivotal.model.load import Model
+from pivotal.runtime.compiled_denoiser import CompiledDenoiser
+from pivotal.runtime.compiled_unet import CompileOptions
 from pivotal.runtime.float32_arithmetic import Float32Arithmetic
 from pivotal.runtime.fp8 import quantize
 from pivotal.runtime.nonfinite import HigherPrecisionRetry, Upcast
@@ -13,15 +15,21 @@ from pivotal.runtime.quality_gate import Gate, answers_of
 from pivotal.runtime.torch_denoiser import Decoder, TorchDenoiser
 
 
-def torch_denoiser(model: Model, decode: Decoder) -> Denoiser:
-    """The eager denoiser of a model, in its precision."""
+def torch_denoiser(
+    model: Model, decode: Decoder, compiled: CompileOptions | None = None
+) -> Denoiser:
+    """The denoiser of a model on torch, in its precision: eager, or compiled where options say how.
+
+    Raises BackendError where what was asked for can't be had.
+    """
     eager = TorchDenoiser(
         model.unet,
         model.levels.config.prediction_type,
         decode=decode,
         loss_scaling=model.precision.loss_scaling,
     )
-    return in_precision(eager, model, decode)
+    chosen = eager if compiled is None else CompiledDenoiser(eager, compiled)
+    return in_precision(chosen, model, decode)
 
 
 def in_precision(
