@@ -96,19 +96,24 @@ def tokens():
 
 
 @pytest.fixture
-def swap(denoiser, tokens):
-    """A word swap with a blend, as the control of [source, target]."""
+def editing(denoiser, tokens):
+    """`editing(edit)`: the control of [source, target], from "a red cat"."""
 
-    def make(steps=STEPS, **options):
+    def make(edit, steps=STEPS):
         unet = denoiser.unet
         layers = Layers(
             tuple(layer.downscale for layer in unet.self_layers),
             tuple(layer.downscale for layer in unet.cross_layers),
         )
-        edit = Edit("a red dog", blend=("cat", "dog"), **options)
-        return PromptToPrompt(tokens("a red cat"), [tokens("a red dog")], [edit], steps, layers)
+        return PromptToPrompt(tokens("a red cat"), [tokens(edit.target)], [edit], steps, layers)
 
     return make
+
+
+@pytest.fixture
+def swap(editing):
+    """A word swap with a blend."""
+    return lambda **options: editing(Edit("a red dog", blend=("cat", "dog"), **options))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -236,6 +241,30 @@ def test_edits_act_on_the_target_alone(name, denoiser, gentle, case, swap, alone
             found[kind][1][outside], found[kind][0][outside], rtol=1e-6, atol=1e-6
         )
     assert (found["swap"][1] - found["mutual"][1]).abs().max() > 1e-5
+
+
+OTHERS = {
+    "refinement": Edit("a big red cat"),
+    "re-weighting": Edit("a red cat", weights={"red": -4.0}),
+    "a user's mask": Edit("a red dog", mask=torch.ones(8, 8, dtype=torch.bool).tril()),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_other_kind_of_edit_acts_too(name, kind, denoiser, gentle, case, editing, alone):
+    method, schedule, edit = METHODS[name], gentle(STEPS), OTHERS[kind]
+    _, inverted, plain = alone(name)
+    _, cond, null = case(2)
+    rows = torch.tensor([0, 0] if kind == "re-weighting" else [0, 1])
+    pair = (None, cond.select(rows), null.select(torch.tensor([0, 0])))
+    control = editing(edit)
+    found = drive(replaying(method, schedule, inverted.expand(2), pair, control), denoiser)
+    torch.testing.assert_close(found[:1], plain, **CLOSE)
+    apart = (found[1] - found[0]).abs()
+    assert apart.max() > 1e-4
+    if edit.mask is not None:
+        assert apart[:, ~edit.mask].max() < 1e-6
 
 
 @pytest.mark.parametrize("name", NAMES)
