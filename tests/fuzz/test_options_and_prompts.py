@@ -9,10 +9,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import pivotal
+from pivotal.cli.values import parse_blend, parse_loss
 from pivotal.editing.edit import Edit
 from pivotal.figures import animation_extension
 from pivotal.images import fit, known_extension, read_image
 from pivotal.inversion.registry import METHODS, method_named
+from pivotal.sampling.loss_guidance import LossGuidance
+from pivotal.sampling.losses import channel_level
+from pivotal.sampling.samplers import SAMPLERS, sampler_named
 
 bounded = settings(
     max_examples=30,
@@ -40,6 +44,7 @@ NUMBERS = (
     | st.integers()
     | st.sampled_from([0.0, 0.5, 1.0, -1.0, 1e400, 10**400])
 )
+WRITTEN = TEXT | NUMBERS.map(str)
 ANYTHING = st.one_of(
     NUMBERS, TEXT, st.none(), st.booleans(), st.lists(NUMBERS, max_size=3), st.binary(max_size=9)
 )
@@ -145,3 +150,46 @@ def test_an_outputs_extension_is_known_or_refused(outcomes, name):
 
     for call in (lambda: known_extension(Path(name)), lambda: animation_extension(name)):
         outcomes("names of outputs").of(call, repr(str(Path(name)))[:60], repr(name)[:60])
+
+
+@many
+@given(
+    name=st.sampled_from(list(SAMPLERS)) | TEXT,
+    options=st.dictionaries(st.sampled_from(["eta", "order"]) | TEXT, NUMBERS, max_size=2),
+)
+def test_a_samplers_options_are_valid_or_refused_by_name(outcomes, name, options):
+    chosen, _ = outcomes("samplers").of(
+        lambda: sampler_named(name).options_from(options),
+        repr(name),
+        *map(repr, options),
+        *(f"{each}=" for each in options),
+    )
+    if chosen is not None:
+        assert 0 <= chosen.get("eta", 0) <= 1
+        assert chosen.get("order", 1) >= 1
+
+
+@many
+@given(
+    loss=TEXT | st.tuples(st.sampled_from(["blue", "image", "Blue"]), WRITTEN).map(":".join),
+    blend=TEXT | st.tuples(PROMPTS, WRITTEN).map("=".join),
+)
+def test_losses_and_blends_are_read_or_refused_by_name(outcomes, loss, blend):
+    read, _ = outcomes("losses").of(lambda: parse_loss(loss), "--loss")
+    if read is not None and read[0] != "image":
+        assert 0 <= read[1] <= 1
+        channel_level(*read)
+    read, _ = outcomes("blends").of(lambda: parse_blend(blend), "--prompt-blend")
+    if read is not None:
+        assert read[0].strip()
+
+
+@bounded
+@given(scale=NUMBERS, every=st.integers(-2, 9))
+def test_a_losss_settings_are_valid_or_refused_by_name(outcomes, scale, every):
+    made, _ = outcomes("settings of losses").of(
+        lambda: LossGuidance(channel_level("blue"), scale, every), "scale=", "periodicity="
+    )
+    if made is not None:
+        assert math.isfinite(made.scale)
+        assert made.periodicity >= 1

@@ -293,7 +293,7 @@ def test_options_are_those_of_the_sampler():
             {"eta": 0.5},
             "euler has no option 'eta'.*none; eta is for ddim, euler-ancestral",
         ),
-        ("ddim", {"rho": 7.0}, "ddim has no option 'rho'; its options are: eta$"),
+        ("ddim", {"rho": 7.0}, "ddim has no option 'rho', given as 7.0; its options are: eta$"),
         ("ddim", {"eta": float("nan")}, "eta=nan; 0 to 1"),
         ("lms", {"order": 1.5}, r"order=1\.5; a whole number"),
     ):

@@ -77,5 +77,10 @@ def parse_loss(text: str) -> tuple[str, Any]:
 
 def parse_blend(text: str) -> tuple[str, float]:
     """Prompt and amount of `a blue square=0.5`."""
-    ((prompt, amount),) = numbers([text], "prompt-blend").items()
-    return prompt_text(prompt, "--prompt-blend"), amount
+    prompt, _, amount = text.rpartition("=")
+    try:
+        return prompt_text(prompt, "--prompt-blend"), float(amount)
+    except ValueError:
+        raise ValueError(
+            f"--prompt-blend {text!r}: write PROMPT=AMOUNT, such as 'a blue square=0.5'"
+        ) from None

@@ -7,6 +7,7 @@ dloss/dx`, with the gradient through the decoder and the x0 formula and not thro
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -38,7 +39,7 @@ class LossGuidance:
             raise ValueError(
                 f"loss={self.loss!r}; a function of pictures [B, 3, H, W] in [0, 1] is expected"
             )
-        if not math.isfinite(self.scale):
+        if not -sys.float_info.max <= self.scale <= sys.float_info.max:
             raise ValueError(f"scale={self.scale}; a finite number is expected")
         if self.periodicity < 1:
             raise ValueError(f"periodicity={self.periodicity}; 1 or more is possible")

@@ -39,8 +39,8 @@ class Sampler:
                 accepted = ", ".join(self.options) or "none"
                 takers = ", ".join(each.name for each in SAMPLERS.values() if name in each.options)
                 raise ValueError(
-                    f"{name}={value}: sampler {self.name} has no option {name!r}; its options are: "
-                    f"{accepted}" + (f"; {name} is for {takers}" if takers else "")
+                    f"sampler {self.name} has no option {name!r}, given as {value}; its options "
+                    f"are: {accepted}" + (f"; {name} is for {takers}" if takers else "")
                 )
             if name == "order" and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"order={value}; a whole number of at least 1 is expected")
