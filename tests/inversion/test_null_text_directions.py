@@ -207,21 +207,26 @@ def test_a_network_that_ignores_the_embedding_is_not_probed(problem):
     assert denoiser.asked == 2 + 2  # a gradient and the last forward
 
 
-def test_a_row_without_a_finite_gradient_stays_and_the_others_go_on(linear, problem):
+@pytest.mark.parametrize("what", ["gradient", "probe"])
+def test_a_row_without_a_finite_gradient_or_probe_stays_and_the_others_go_on(linear, problem, what):
     residual, null = problem(2)
+    start = null.hidden_states[1]
 
     @dataclass
     class Overflowing(OfEmbedding):
         def answer(self, query):
             answer = super().answer(query)
-            if isinstance(query, NoiseGradient) and query.rows == 2:
-                gradient = answer.gradient.clone()
-                gradient[1, 0, 0] = torch.inf
-                answer = replace(answer, gradient=gradient)
+            for row, embedding in enumerate(query.conditioning.hidden_states):
+                near = (embedding - start).abs().max()
+                if what == "gradient" and isinstance(query, NoiseGradient) and near == 0:
+                    answer.gradient[row, 0, 0] = torch.inf
+                if what == "probe" and isinstance(query, Denoise) and 0 < near < 0.2:
+                    answer.eps[row, 0, 0, 0] = torch.nan
             return answer
 
     fitted = searched(Overflowing(linear), residual, null, iterations=3)
-    assert torch.equal(fitted.null.hidden_states[1], null.hidden_states[1])
+    assert torch.equal(fitted.null.hidden_states[1], start)
+    assert fitted.losses[1, 1:].isnan().all()
     first = torch.tensor([0])
     alone = searched(OfEmbedding(linear), residual.select(first), null.select(first), iterations=3)
     torch.testing.assert_close(fitted.null.hidden_states[:1], alone.null.hidden_states)

@@ -86,7 +86,7 @@ def search_rows(
     `|r + k m|^2`: `k = -<r, m> / <m, m>`, clamped to [0, longest].
 
     Safeguards: a step that did not lower the loss is halved instead of a search, a row without a
-    usable direction stops, and no row ends where its loss is above the lowest that it saw.
+    usable direction or probe stops, and no row ends where its loss is above the lowest that it saw.
     """
     embedding = null.hidden_states
     losses = residual.latents.new_full((residual.rows, options.iterations), torch.nan)
@@ -117,7 +117,9 @@ def search_rows(
             )
             ahead = yield from rows.select(searches).noise(probed)
             change = rows.select(searches).moved_by(ahead.eps - answer.eps[searches])
-            move[searches] = change.flatten(1).double() / options.probe
+            change = change.flatten(1).double() / options.probe
+            sound = change.isfinite().all(dim=1, keepdim=True)
+            move[searches] = torch.where(sound, change, 0.0)
         past = past.and_then(point, answer.gradient, direction, move)
         step, gone = _step(left, past, options)
         searched = (move != 0).any(dim=1)
