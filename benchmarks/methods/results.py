@@ -12,13 +12,14 @@ from methods.measuring import means
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "cpu" / "methods.jsonl"
 _KEY = (
-    "study", "label", "method", "scale", "options", "first", "count", "steps", "fingerprint",
+    "study", "label", "method", "scale", "options", "first", "count", "steps", "edits",
+    "fingerprint",
 )  # fmt: skip
 _COSTS = ("rows_invert", "rows_backward", "rows_replay", "seconds_invert", "seconds_replay")
 
 
 def key_of(row: dict[str, Any]) -> str:
-    """Names a trial, its scenes and the weights."""
+    """Names a trial, its scenes and edits, and the weights."""
     return json.dumps([row[name] for name in _KEY], sort_keys=True)
 
 

@@ -34,6 +34,7 @@ from methods.together import measure_together
 from methods.trials import STUDIES, Trial
 from pivotal.engine import Engine
 from shapes.cases import EVALUATION_SEED
+from shapes.evaluate import EDITS
 
 GROUP = 4  # scenes inverted as one batch
 TOGETHER = 16  # trials of a study that share batches
@@ -152,6 +153,7 @@ def _asked(task: Task) -> list[dict[str, Any]]:
             "first": task.first,
             "count": task.count,
             "steps": task.steps,
+            "edits": EDITS if task.study == "table" else None,
         }
         for trial in task.trials
     ]

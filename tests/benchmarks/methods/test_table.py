@@ -182,7 +182,7 @@ def test_what_is_measured_is_written_once_and_put_together(monkeypatch, tmp_path
 def test_rows_of_other_weights_and_rows_that_failed_do_not_count(tmp_path):
     row = {
         "study": "table", "label": "a", "method": "ddim", "scale": 1.0, "options": {}, "first": 0,
-        "count": 1, "steps": 2, "fingerprint": "old",
+        "count": 1, "steps": 2, "edits": None, "fingerprint": "old",
     }  # fmt: skip
     path = tmp_path / "methods.jsonl"
     lines = [row, {**row, "fingerprint": "new", "error": "no"}]
