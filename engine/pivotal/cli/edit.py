@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .editing import EditOptions, read_mask
-from .frames import Frames, write_animation
+from .frames import Frames, animations
 from .options import (
     Animation,
     Force,
@@ -152,7 +152,7 @@ def _write(
     metadata: bool,
     force: bool,
 ) -> None:
-    from pivotal.figures import contact_sheet
+    from pivotal.figures import contact_sheet, save_animation
     from pivotal.images import save_image
     from pivotal.records import embedded
     from pivotal.sheets import edit_row, footer, write_edit_report
@@ -163,6 +163,7 @@ def _write(
     lines = math.ceil(len(row.panels) / 7)
     columns = math.ceil(len(row.panels) / lines)  # no line of a single panel
     sheet = contact_sheet([row], title="pivotal edit", footer=footer(source), columns=columns)
+    moving = animations(engine, frames, edited.pictures, terminal)
     with staged(places.all(), terminal.interruption, force=force) as at:
         for index, path in enumerate(places.pictures):
             pixels = source.picture.unfit(edited.pictures[index])
@@ -170,10 +171,9 @@ def _write(
         save_image(sheet, at[places.sheet])
         if places.report is not None:
             write_edit_report(at[places.report], source, edited, records)
-        trajectories = [] if frames is None else frames.trajectories()
-        for index, (path, way) in enumerate(zip(places.animations, trajectories, strict=True)):
-            last = edited.pictures[index]
-            write_animation(engine, way, last, at[path], terminal, carried[index])
+        for index, path in enumerate(places.animations):
+            shown = moving[index]
+            save_animation(shown.frames, at[path], labels=shown.labels, metadata=carried[index])
 
 
 def _table(edited: Edited, records: Sequence[dict[str, Any]]) -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from pivotal.engine import Engine
     from pivotal.images import Pixels
@@ -52,18 +51,28 @@ def shown_steps(steps: int) -> list[int]:
     return [((index + 1) * steps) // count - 1 for index in range(count)]
 
 
-def write_animation(
-    engine: Engine,
-    trajectory: list[Any],
-    last: Pixels,
-    path: Path,
-    terminal: Terminal,
-    metadata: Mapping[str, str] | None,
-) -> None:
-    """Decode a trajectory's latents and write them; the last frame is the picture itself."""
+class Animation(NamedTuple):
+    """Frames, uint8 [H, W, 3], and what stands under each."""
+
+    frames: list[Pixels]
+    labels: list[str]
+
+
+def animations(
+    engine: Engine, frames: Frames | None, pictures: Sequence[Pixels], terminal: Terminal
+) -> list[Animation]:
+    """The remembered ways to the pictures, decoded; each ends with its picture."""
+    if frames is None:
+        return []
+    ways = zip(frames.trajectories(), pictures, strict=True)
+    return [_animation(engine, way, last, terminal) for way, last in ways]
+
+
+def _animation(
+    engine: Engine, trajectory: list[Any], last: Pixels, terminal: Terminal
+) -> Animation:
     import numpy as np
 
-    from pivotal.figures import save_animation
     from pivotal.query import Progress
 
     chosen, frames = shown_steps(len(trajectory)), []
@@ -73,4 +82,4 @@ def write_animation(
             (picture,) = engine.decode(trajectory[step])
             frames.append(np.array(picture))
     labels = [f"step {step + 1} of {len(trajectory)}" for step in chosen]
-    save_animation([*frames, last], path, labels=labels, metadata=metadata)
+    return Animation([*frames, last], labels)

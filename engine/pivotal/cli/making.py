@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .frames import Frames, write_animation
+from .frames import Frames, animations
 from .outputs import check_outputs, chosen, free, numbered, staged
 from .terminal import Terminal
 
@@ -65,17 +65,18 @@ def write(
     force: bool,
 ) -> None:
     """pictures: those made, fitted to the size that is wanted."""
+    from pivotal.figures import save_animation
     from pivotal.images import save_image
     from pivotal.records import embedded
 
-    ways = [] if frames is None else frames.trajectories()
+    moving = animations(engine, frames, made.pictures, terminal)
     with staged(places.all(), terminal.interruption, force=force) as at:
         for index, path in enumerate(places.pictures):
             settings = embedded(records[index]) if metadata else None
             save_image(pictures[index], at[path], settings)
             if places.animations:
-                moving, last = at[places.animations[index]], made.pictures[index]
-                write_animation(engine, ways[index], last, moving, terminal, settings)
+                place, shown = at[places.animations[index]], moving[index]
+                save_animation(shown.frames, place, labels=shown.labels, metadata=settings)
 
 
 def table(records: Sequence[dict[str, Any]]) -> Any:
