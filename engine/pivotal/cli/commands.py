@@ -24,6 +24,7 @@ from . import (
     style,
 )
 from .command import command
+from .eval import evaluate_edits
 
 app = typer.Typer(
     name="pivotal",
@@ -69,5 +70,6 @@ for _each in _COMMANDS:
     command(app)(_each)
 app.add_typer(cache.app, name="cache")
 app.add_typer(bench.app, name="bench")
+command(app, "eval")(evaluate_edits)
 for _each in (profile.profile, doctor.doctor, demo.demo):
     command(app)(_each)

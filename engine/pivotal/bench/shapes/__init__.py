@@ -1,0 +1,1 @@
+"""Drawn scenes with exact masks, and the oracle that reads pictures back."""
