@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -57,7 +57,7 @@ class Edit:
             bounds(window)
         bounds(self.self_replace_steps)
         for word, factor in self.weights.items():
-            if not math.isfinite(factor):
+            if not abs(factor) <= sys.float_info.max:  # whole numbers beyond any float, too
                 raise ValueError(f"weight {word}={factor}; a finite factor is expected")
         for name in ("blend_threshold", "subtract_threshold", "blend_start"):
             if not 0 <= getattr(self, name) <= 1:
