@@ -62,5 +62,5 @@ def test_all_of_a_wish_can_be_said_at_once():
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), -float("inf"), 10**400])
 def test_a_weight_that_is_no_finite_number_is_named(factor):
-    with pytest.raises(ValueError, match="weight red=.*a finite factor is expected"):
+    with pytest.raises(ValueError, match=r"weight red=.*a finite factor is expected"):
         Edit("a red cat", weights={"red": factor})
