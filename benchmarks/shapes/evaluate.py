@@ -37,7 +37,7 @@ GUIDANCE = 7.5
 # reaches beyond the source's object.
 EDITS: dict[str, dict[str, Any]] = {
     "colour": {"cross_replace_steps": 0.8, "self_replace_steps": 1.0, "blend_threshold": 0.2},
-    "shape": {"cross_replace_steps": 0.8, "self_replace_steps": 0.0, "blend_threshold": 0.2},
+    "shape": {"cross_replace_steps": 0.5, "self_replace_steps": 0.0, "blend_threshold": 0.25},
 }
 
 
