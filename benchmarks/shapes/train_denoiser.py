@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from shapes.latents import encode_scenes, scene_number
 from shapes.networks import build_autoencoder, build_scheduler, build_text_encoder, build_unet
 from shapes.palette import BACKGROUNDS, COLOURS, RADII, SHAPES
 from shapes.sampling import embed, sample_images
-from shapes.scenes import Scene
+from shapes.scenes import Scene, Thing
 from shapes.tokenizer import write_tokenizer
 from shapes.training import Budget, Draws, load_averaged, train
 
@@ -33,6 +34,11 @@ class Recipe:
     rows shows one object, not small, on an even background: there the loss has the most to gain
     from the word for its shape, which is otherwise learnt long after the colours. `grounding`
     weighs the loss that ties words to places (`grounding.py`).
+
+    A share `misnamed` of the captions in the less noisy part gives objects another shape or colour
+    than the picture shows, as captions of real data do. Without it the network goes on drawing what
+    the word says where the picture has settled it, and guidance away from the source prompt, which
+    is what a fitted null embedding comes to, exaggerates (squares with horns, orange turned red).
     """
 
     weight_limit: float = 30.0
@@ -41,6 +47,7 @@ class Recipe:
     scenes: int = 24_000
     clear: float = 0.5
     grounding: float = 0.5
+    misnamed: float = 0.4
 
 
 class DenoiserTask:
@@ -69,9 +76,14 @@ class DenoiserTask:
         clear = self.clear[draws.numpy.integers(len(self.clear), size=batch)]
         rows = np.where(draws.numpy.random(batch) < self.recipe.clear, clear, rows)
         scenes = [scene_number(int(row)) for row in rows]
-        prompts = [self._prompt(scene, draws.numpy) for scene in scenes]
-        clean = torch.from_numpy(self.latents[rows]) * self.scale
         timesteps = torch.from_numpy(self._timesteps(draws.numpy, batch))
+        lies = (draws.numpy.random(batch) < self.recipe.misnamed) & (timesteps.numpy() < 600)
+        told = [
+            misnamed(scene, draws.numpy) if lie else scene
+            for scene, lie in zip(scenes, lies, strict=True)
+        ]
+        prompts = [self._prompt(scene, draws.numpy) for scene in told]
+        clean = torch.from_numpy(self.latents[rows]) * self.scale
         eps = torch.randn(clean.shape, generator=draws.torch)
         alpha_bar = self.alpha_bars[timesteps].view(-1, 1, 1, 1)
         noisy = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * eps
@@ -80,7 +92,7 @@ class DenoiserTask:
         error = (predicted - eps).square().mean(dim=(1, 2, 3))
         snr = self.alpha_bars[timesteps] / (1 - self.alpha_bars[timesteps])
         weight = ((1 + snr) / snr).clamp(max=self.recipe.weight_limit)
-        tokens, places = regions_of(self.tokenizer, scenes, prompts, hidden.shape[1])
+        tokens, places = regions_of(self.tokenizer, told, prompts, hidden.shape[1])
         # Where an object is can't be seen in almost pure noise.
         astray = self.alpha_bars[timesteps] ** 0.25 * grounding_loss(self.watched, tokens, places)
         figures = {"eps": float(error.detach().mean()), "astray": float(astray.detach().mean())}
@@ -121,6 +133,21 @@ def is_clear(scene: Scene) -> bool:
     return alone and scene.background.texture in ("plain", "gradient")
 
 
+def misnamed(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with another shape or another colour word for each object."""
+    return replace(scene, objects=tuple(_misnamed(thing, rng) for thing in scene.objects))
+
+
+def _misnamed(thing: Thing, rng: np.random.Generator) -> Thing:
+    if rng.random() < 0.5:
+        return replace(thing, shape=_other(SHAPES, thing.shape, rng))
+    return replace(thing, colour=_other(tuple(COLOURS), thing.colour, rng))
+
+
+def _other(names: Sequence[str], than: str, rng: np.random.Generator) -> str:
+    return str(rng.choice([name for name in names if name != than]))
+
+
 def show_prompts(count: int, seed: int = 3) -> list[str]:
     """Canonical prompts over trained and held-out triples alike."""
     rng = np.random.default_rng(seed)
@@ -154,10 +181,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--decay-from", type=float, default=0.85, help="share of the budget")
     parser.add_argument("--clear", type=float, default=0.5, help="share of clear rows")
+    parser.add_argument("--misnamed", type=float, default=0.4, help="share of lying captions")
     parser.add_argument("--show-every", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    recipe = Recipe(clear=options.clear)
+    recipe = Recipe(clear=options.clear, misnamed=options.misnamed)
     prepare(options.folder, recipe)
     budget = Budget(
         minutes=options.minutes, workers=options.workers, batch=options.batch,
