@@ -64,9 +64,7 @@ def export_onnx(
             told(part.name, done, len(parts))
         path = folder / f"{part.name}.onnx"
         write_onnx(part, profile, path, identity)
-        errors[part.name] = compare(
-            part, OnnxNetwork(path, torch.device("cpu")), profile, model.dtype
-        )
+        errors[part.name] = compare(part, OnnxNetwork(path, torch.device("cpu")), profile)
         logger.info("exported %s: %.1e from torch", path.name, errors[part.name])
     record = ExportRecord(
         model=model.name,

@@ -24,8 +24,8 @@ Dynamic = dict[str, dict[int, Any]]
 
 @dataclass(frozen=True)
 class Part:
-    """One network to export. `inputs(rows, height, width, seed)`, in pixels, makes random ones; each
-    is a tensor of its own, as an exporter merges two that are one.
+    """One network to export. `inputs(rows, height, width, seed)`, in pixels, makes random inputs;
+    each is a tensor of its own, as an exporter merges two that are one.
     """
 
     name: str

@@ -64,8 +64,8 @@ class ExportRecord:
 
     def with_digests(self, folder: Path) -> ExportRecord:
         """The same with the digests of all files that lie in the folder."""
-        names = sorted(path.name for path in folder.iterdir() if path.name != FILE)
-        return replace(self, files={name: digest(folder / name) for name in names})
+        names = sorted(each.name for each in folder.iterdir() if each.is_file())
+        return replace(self, files={name: digest(folder / name) for name in names if name != FILE})
 
     def again(self, folder: Path) -> str:
         """The command that makes this export anew."""

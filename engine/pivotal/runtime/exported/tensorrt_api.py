@@ -1,0 +1,131 @@
+"""TensorRT and TensorRT-RTX as one: the same classes in two packages, and what sets them apart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from pivotal.errors import BackendError
+
+logger = logging.getLogger(__name__)
+
+FLAVOURS = ("tensorrt", "tensorrt_rtx")
+RTX_TARGETS = ("75", "80", "86", "89", "120", "121")
+"""Compute capabilities that TensorRT-RTX builds for; not 90, the H100's."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """One flavour's module. Only TensorRT-RTX builds for GPUs that are not there."""
+
+    flavour: str
+    module: Any
+
+    @property
+    def version(self) -> str:
+        return str(self.module.__version__)
+
+    @property
+    def ahead_of_time(self) -> bool:
+        return self.flavour == "tensorrt_rtx"
+
+    def require_targets(self, sm: tuple[str, ...]) -> None:
+        """Raise ValueError for targets that this flavour can't build for, here."""
+        own = current_sm()
+        if not sm and own is None:
+            raise ValueError(
+                "there is no GPU to build for; name one with --sm (TensorRT-RTX builds for "
+                f"{', '.join(RTX_TARGETS)} without having it)"
+            )
+        if len(set(sm)) != len(sm):
+            raise ValueError(f"sm={', '.join(sm)} names a target twice")
+        if self.ahead_of_time:
+            wrong = [each for each in (sm or (str(own),)) if each not in RTX_TARGETS]
+            if wrong:
+                raise ValueError(
+                    f"TensorRT-RTX can't build for sm {', '.join(wrong)}; accepted are "
+                    f"{', '.join(RTX_TARGETS)}"
+                )
+        elif own is None or any(each != own for each in sm):
+            raise ValueError(
+                f"TensorRT builds for this machine's GPU alone ({'none' if own is None else own}), "
+                f"not for sm {', '.join(sm)}; TensorRT-RTX builds for named ones"
+            )
+
+    def logger(self) -> Any:
+        """TensorRT's messages in Python's logging."""
+        severity = self.module.ILogger.Severity
+        levels = {
+            severity.INTERNAL_ERROR: logging.ERROR,
+            severity.ERROR: logging.ERROR,
+            severity.WARNING: logging.INFO,  # dozens in a sound build
+        }
+
+        class Logger(self.module.ILogger):  # type: ignore[name-defined,misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.last_error = ""
+
+            def log(self, severity: Any, message: str) -> None:
+                level = levels.get(severity, logging.DEBUG)
+                if level == logging.ERROR:
+                    self.last_error = message.strip().split("\n")[0]
+                    level = logging.INFO  # raised as an error's sentence
+                logger.log(level, "%s", message)
+
+        return Logger()
+
+    def monitor(self, told: Callable[[str], None], stop: Callable[[], bool]) -> Any:
+        """Says which phase of a build runs, and ends it where `stop` says so."""
+
+        class Monitor(self.module.IProgressMonitor):  # type: ignore[name-defined,misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.steps: dict[str, int] = {}
+
+            def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+                self.steps[phase] = steps
+                told(phase)
+
+            def phase_finish(self, phase: str) -> None:
+                self.steps.pop(phase, None)
+
+            def step_complete(self, phase: str, step: int) -> bool:
+                told(f"{phase}: {step + 1} of {self.steps.get(phase, step + 1)}")
+                return not stop()
+
+        return Monitor()
+
+
+def api_of(flavour: str = "auto") -> Api:
+    """The named flavour, or for "auto" the first of `FLAVOURS` that is installed.
+
+    Raises ValueError for an unknown one, BackendError where it is not installed.
+    """
+    if flavour not in ("auto", *FLAVOURS):
+        raise ValueError(
+            f"flavour={flavour!r} is unknown; accepted are auto, {', '.join(FLAVOURS)}"
+        )
+    wanted = FLAVOURS if flavour == "auto" else (flavour,)
+    for name in wanted:
+        if find_spec(name) is not None:
+            try:
+                return Api(name, import_module(name))
+            except (ImportError, OSError, RuntimeError) as error:
+                raise BackendError(f"{name} is installed and can't be loaded: {error}") from error
+    extras = " or ".join(f"`pip install 'pivotal[{name.replace('_', '-')}]'" for name in wanted)
+    raise BackendError(f"{' or '.join(wanted)} is not installed; install it with {extras}`")
+
+
+def current_sm() -> str | None:
+    """This machine's compute capability, as "89"; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}"

@@ -1,0 +1,190 @@
+"""ONNX files of the UNet to TensorRT engines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pivotal.errors import BackendError
+from pivotal.model.load import Model
+from pivotal.runtime.buckets import Buckets
+from pivotal.runtime.exported.parts import PLAIN, UNET
+from pivotal.runtime.exported.profile import ShapeProfile
+from pivotal.runtime.exported.record import EngineFacts, ExportRecord, read_record
+from pivotal.runtime.exported.tensorrt_api import Api, current_sm
+from pivotal.runtime.exported.tensorrt_denoiser import compared
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """sm: compute capabilities, this machine's if none. buckets: batch sizes, each an optimisation
+    profile of its own, as engines of dynamic batches are slower. refit: weights can be exchanged
+    (slower). strip_weights: leave weights out; implies refit. workspace: bytes of scratch memory.
+    timing_cache: a file to read and add to.
+    """
+
+    sm: tuple[str, ...] = ()
+    buckets: tuple[int, ...] = (2, 4, 8, 18)
+    refit: bool = False
+    strip_weights: bool = False
+    workspace: int | None = None
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        Buckets(self.buckets)  # raises ValueError for sizes that do not ascend
+        if self.workspace is not None and self.workspace < 1:
+            raise ValueError(f"workspace={self.workspace}; at least 1 byte is needed")
+
+
+def build_engines(
+    model: Model,
+    source: Path,
+    folder: Path,
+    api: Api,
+    options: BuildOptions,
+    *,
+    told: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> ExportRecord:
+    """Build the UNet's engines, with routes and without, and write them and their record.
+
+    source: an ONNX export. On a machine with the GPU that they are for, the engines are compared
+    with torch at once; elsewhere the record says that they were not, and loading does it.
+
+    Raises ValueError for targets or batches that can't be had, BackendError for a failed build.
+    """
+    api.require_targets(options.sm)
+    onnx = read_record(source)
+    if onnx.engine is not None:
+        raise ValueError(f"{str(source)!r} holds engines; an ONNX export is needed to build from")
+    largest = options.buckets[-1]
+    if largest not in onnx.profile.rows or options.buckets[0] not in onnx.profile.rows:
+        raise ValueError(
+            f"buckets={options.buckets} are outside the ONNX export's rows {onnx.profile.rows}"
+        )
+    sm = options.sm or (str(current_sm()),)
+    onnx.require_intact(source, "unet.weights")
+    for name in (UNET, PLAIN):
+        path = onnx.require_intact(source, f"{name}.onnx")
+        plan = build(
+            path,
+            onnx.profile,
+            model.autoencoder.scale,
+            api,
+            replace(options, sm=sm),
+            told=partial(_named, told, name),
+            stop=stop,
+        )
+        (folder / f"{name}.engine").write_bytes(plan)
+    record = replace(
+        onnx,
+        versions={**onnx.versions, api.flavour: api.version},
+        errors={},
+        files={},
+        engine=EngineFacts(
+            flavour=api.flavour,
+            version=api.version,
+            sm=sm,
+            buckets=options.buckets,
+            refittable=options.refit or options.strip_weights,
+            stripped=options.strip_weights,
+            checked=False,
+        ),
+    )
+    record = record.with_digests(folder)
+    if current_sm() in sm and model.device.type == "cuda":
+        record = compared(model, record, folder)
+    record.write(folder)
+    return record
+
+
+def _named(told: Callable[[str], None], name: str, phase: str) -> None:
+    told(f"{name}: {phase}")
+
+
+def _timing_cache(config: Any, path: Path | None) -> Any:
+    if path is None:
+        return None
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    config.set_timing_cache(cache, False)
+    return cache
+
+
+def build(
+    path: Path,
+    profile: ShapeProfile,
+    scale: int,
+    api: Api,
+    options: BuildOptions,
+    *,
+    told: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bytes:
+    """A serialized engine of one ONNX file, strongly typed: formats are the file's own.
+
+    Raises BackendError with TensorRT's own reason.
+    """
+    trt, log = api.module, api.logger()
+    builder = trt.Builder(log)
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(path)):
+        reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
+        raise BackendError(f"{api.flavour} can't read {path.name}: {reasons or log.last_error}")
+    config = builder.create_builder_config()
+    config.progress_monitor = api.monitor(told, stop)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    elif options.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if api.ahead_of_time:
+        config.num_compute_capabilities = len(options.sm)
+        for place, sm in enumerate(options.sm):
+            capability = getattr(trt.ComputeCapability, f"SM{sm}")
+            if not config.set_compute_capability(capability, place):
+                raise BackendError(f"{api.flavour} {api.version} can't build for sm {sm}")
+    cache = _timing_cache(config, options.timing_cache)
+    for shapes in profiles(network, profile, options.buckets, scale):
+        optimisation = builder.create_optimization_profile()
+        for name, (low, high) in shapes.items():
+            optimisation.set_shape(name, low, high, high)
+        if config.add_optimization_profile(optimisation) < 0:
+            raise BackendError(f"{api.flavour} refuses the profile {shapes}: {log.last_error}")
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        if stop():
+            raise KeyboardInterrupt
+        raise BackendError(f"{api.flavour} can't build {path.name}: {log.last_error}")
+    if options.timing_cache is not None:
+        options.timing_cache.write_bytes(bytes(cache.serialize()))
+    return bytes(plan)
+
+
+def profiles(
+    network: Any, profile: ShapeProfile, buckets: tuple[int, ...], scale: int
+) -> Iterator[dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """For each bucket every input's smallest and largest shape: rows fixed, sides as far as the
+    profile lets them vary. The largest is what TensorRT optimises for. scale: pixels per latent.
+    """
+    sides = {2: profile.height, 3: profile.width}
+    inputs = [network.get_input(place) for place in range(network.num_inputs)]
+    for rows in buckets:
+        shapes = {}
+        for each in inputs:
+            low, high = [], []
+            for place, size in enumerate(tuple(each.shape)):
+                side = sides.get(place) if each.name == "latents" else None
+                varying = (rows, rows) if side is None else (side.low // scale, side.high // scale)
+                low.append(size if size >= 0 else varying[0])
+                high.append(size if size >= 0 else varying[1])
+            shapes[each.name] = (tuple(low), tuple(high))
+        yield shapes

@@ -1,0 +1,136 @@
+"""TensorRT engines as a denoiser: what they must fit, and the golden check."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pivotal.driver import Denoiser
+from pivotal.errors import BackendError
+from pivotal.model.load import Model
+from pivotal.runtime.buckets import BucketedDenoiser, Buckets
+from pivotal.runtime.cuda_graphs import GraphedDenoiser
+from pivotal.runtime.exported.comparison import compare
+from pivotal.runtime.exported.denoiser import ExportedDenoiser
+from pivotal.runtime.exported.parts import PLAIN, UNET, capacity_of, pixel_unit, unet_parts
+from pivotal.runtime.exported.profile import Span
+from pivotal.runtime.exported.record import EngineFacts, ExportRecord, read_record
+from pivotal.runtime.exported.tensorrt_api import Api, api_of, current_sm
+from pivotal.runtime.exported.tensorrt_network import TensorRTNetwork
+
+
+def tensorrt_denoiser(
+    model: Model, folder: Path, *, allow_foreign: bool = False, graphs: bool = True
+) -> Denoiser:
+    """A denoiser on a folder of engines, in their buckets, replayed as CUDA graphs.
+
+    allow_foreign: load files whose digests are not those of our exporter's record. An engine file
+    is code that this process runs, so do that only with one from a source you trust.
+
+    Raises BackendError for an export that does not fit the model, its precision, this machine's
+    GPU or TensorRT, for a foreign file, and for engines that differ from torch.
+    """
+    record = read_record(folder)
+    facts = record.engine
+    if facts is None:
+        raise BackendError(
+            f"{str(folder)!r} holds no engines; build them: "
+            f"`pivotal export tensorrt --model {model.name} --onnx {folder} -o DIR`"
+        )
+    record.require_model(model, folder)
+    require_machine(record, facts, folder, current_sm(), _version(facts.flavour))
+    if not allow_foreign:
+        require_ours(record, folder)
+    if not facts.checked:
+        compared(model, record, folder)
+    networks = _networks(model, record, folder, facts)
+    denoiser: Denoiser = ExportedDenoiser(
+        "tensorrt", *networks, record, folder, scale=model.autoencoder.scale
+    )
+    if graphs:
+        denoiser = GraphedDenoiser(denoiser, model.device)
+    buckets = Buckets(facts.buckets, record.capacity.columns)
+    return BucketedDenoiser(denoiser, buckets, model.unet.layers)
+
+
+def require_ours(record: ExportRecord, folder: Path) -> None:
+    """Raise BackendError for a file that our exporter did not write."""
+    for name in (UNET, PLAIN):
+        try:
+            record.require_intact(folder, f"{name}.engine")
+        except BackendError as error:
+            raise BackendError(
+                f"{error}; an engine file is code, so one of another origin is loaded with "
+                "allow_foreign (--allow-foreign-engine) alone"
+            ) from error
+
+
+def require_machine(
+    record: ExportRecord, facts: EngineFacts, folder: Path, sm: str | None, version: str | None
+) -> None:
+    """Raise BackendError for engines of another GPU or another TensorRT, with what rebuilds them.
+
+    sm: this machine's compute capability, version: of the flavour that is installed; None where
+    there is none.
+    """
+    built = (
+        f"{str(folder)!r} was built by {facts.flavour} {facts.version} for sm {', '.join(facts.sm)}"
+    )
+    if version is None:
+        raise BackendError(
+            f"{built}, and {facts.flavour} is not installed; install it with "
+            f"`pip install 'pivotal[{facts.flavour.replace('_', '-')}]'`"
+        )
+    if version != facts.version:
+        raise BackendError(
+            f"{built}, and {version} is installed; build again: {record.again(folder)}"
+        )
+    if sm is None:
+        raise BackendError(f"{built}, and there is no CUDA device here; use backend onnx or torch")
+    if sm not in facts.sm:
+        again = replace(record, engine=replace(facts, sm=(sm,))).again(folder)
+        raise BackendError(f"{built}, and this GPU is sm {sm}; build again: {again}")
+
+
+def compared(model: Model, record: ExportRecord, folder: Path) -> ExportRecord:
+    """The golden check: engines against torch, at every bucket. Raises BackendError.
+
+    Needs the GPU. Returns the record with what was found.
+    """
+    facts = record.engine
+    assert facts is not None
+    networks = _networks(model, record, folder, facts)
+    errors = {}
+    for rows in facts.buckets:
+        profile = replace(record.profile, rows=Span(rows, rows))
+        parts = unet_parts(
+            model.unet, capacity_of(model), profile, model.autoencoder.scale, pixel_unit(model)
+        )
+        for part, network in zip(parts, networks, strict=True):
+            found = compare(part, network, profile)
+            errors[part.name] = max(found, errors.get(part.name, 0.0))
+    return replace(record, errors=errors, engine=replace(facts, checked=True))
+
+
+def _networks(
+    model: Model, record: ExportRecord, folder: Path, facts: EngineFacts
+) -> tuple[TensorRTNetwork, TensorRTNetwork]:
+    api = api_of(facts.flavour)
+    routed, plain = (
+        TensorRTNetwork(
+            folder / f"{name}.engine",
+            api,
+            model.device,
+            weights=folder / "onnx" / f"{name}.onnx" if facts.stripped else None,
+        )
+        for name in (UNET, PLAIN)
+    )
+    return routed, plain
+
+
+def _version(flavour: str) -> str | None:
+    try:
+        api: Api = api_of(flavour)
+    except BackendError:
+        return None
+    return api.version

@@ -1,0 +1,126 @@
+"""One TensorRT engine on torch's memory and stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pivotal.errors import BackendError
+from pivotal.runtime.exported.tensorrt_api import Api
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class TensorRTNetwork:
+    """Enqueues on torch's current stream; inputs and outputs are bound by address.
+
+    Each set of shapes has a context and outputs of its own, made when it first comes: what was
+    captured in a CUDA graph is then never touched by another shape. Outputs are overwritten by the
+    next call of the same shapes. Threads take turns to enqueue.
+
+    weights: an ONNX file whose weights a stripped engine is given.
+    Raises BackendError for a file that this machine can't run.
+    """
+
+    def __init__(
+        self, path: Path, api: Api, device: torch.device, *, weights: Path | None = None
+    ) -> None:
+        if device.type != "cuda":
+            raise BackendError(f"TensorRT runs on a CUDA device, not on {device}")
+        trt, self._log = api.module, api.logger()
+        self.path, self.device, self._trt = path, device, trt
+        self._runtime = trt.Runtime(self._log)  # an engine lives as long as its runtime
+        with torch.cuda.device(device):
+            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            if self._engine is None:
+                raise BackendError(f"{api.flavour} can't load {path.name}: {self._log.last_error}")
+            if weights is not None:
+                self._refit(weights)
+        self._inputs: dict[str, torch.dtype] = {}
+        self._outputs: dict[str, torch.dtype] = {}
+        for place in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(place)
+            taken = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            kind = _dtype(trt, self._engine.get_tensor_dtype(name))
+            (self._inputs if taken else self._outputs)[name] = kind
+        self._ready: dict[Shapes, tuple[Any, tuple[Tensor, ...]]] = {}
+        self._turn = threading.Lock()
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Raises ValueError for inputs that are not the engine's, BackendError for a failed run."""
+        if set(inputs) != set(self._inputs):
+            raise ValueError(
+                f"{self.path.name} takes {', '.join(self._inputs)}; got {', '.join(inputs)}"
+            )
+        bound = {
+            name: inputs[name].detach().to(self.device, dtype, non_blocking=True).contiguous()
+            for name, dtype in self._inputs.items()
+        }
+        with self._turn, torch.cuda.device(self.device):
+            context, outputs = self._prepared(bound)
+            for name, tensor in bound.items():
+                context.set_tensor_address(name, tensor.data_ptr())
+            stream = torch.cuda.current_stream(self.device)
+            if not context.execute_async_v3(stream.cuda_stream):
+                raise BackendError(f"{self.path.name} failed: {self._log.last_error}")
+            for tensor in bound.values():
+                tensor.record_stream(stream)  # not freed before the engine has read it
+        return outputs
+
+    def _prepared(self, bound: Mapping[str, Tensor]) -> tuple[Any, tuple[Tensor, ...]]:
+        shapes = tuple(tuple(tensor.shape) for tensor in bound.values())
+        if shapes in self._ready:
+            return self._ready[shapes]
+        profile = self._profile(bound)
+        context = self._engine.create_execution_context()
+        stream = torch.cuda.current_stream(self.device)
+        context.set_optimization_profile_async(profile, stream.cuda_stream)
+        for name, tensor in bound.items():
+            if not context.set_input_shape(name, tuple(tensor.shape)):
+                raise BackendError(f"{self.path.name} takes no {name} of {list(tensor.shape)}")
+        outputs = tuple(
+            torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device=self.device)
+            for name, dtype in self._outputs.items()
+        )
+        for name, tensor in zip(self._outputs, outputs, strict=True):
+            context.set_tensor_address(name, tensor.data_ptr())
+        self._ready[shapes] = (context, outputs)
+        return self._ready[shapes]
+
+    def _profile(self, bound: Mapping[str, Tensor]) -> int:
+        """The optimisation profile that these shapes are in."""
+        for place in range(self._engine.num_optimization_profiles):
+            limits = (self._engine.get_tensor_profile_shape(name, place) for name in bound)
+            if all(
+                low <= size <= high
+                for tensor, (lows, _, highs) in zip(bound.values(), limits, strict=True)
+                for low, size, high in zip(tuple(lows), tensor.shape, tuple(highs), strict=True)
+            ):
+                return place
+        raise BackendError(
+            f"{self.path.name} has no profile for latents {list(bound['latents'].shape)}"
+        )
+
+    def _refit(self, weights: Path) -> None:
+        refitter = self._trt.Refitter(self._engine, self._log)
+        parser = self._trt.OnnxParserRefitter(refitter, self._log)
+        if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
+            raise BackendError(
+                f"{self.path.name} can't take its weights from {str(weights)!r}: "
+                f"{self._log.last_error}"
+            )
+
+
+def _dtype(trt: Any, kind: Any) -> torch.dtype:
+    return {
+        trt.DataType.FLOAT: torch.float32,
+        trt.DataType.HALF: torch.float16,
+        trt.DataType.BF16: torch.bfloat16,
+        trt.DataType.INT64: torch.int64,
+        trt.DataType.INT32: torch.int32,
+    }[kind]

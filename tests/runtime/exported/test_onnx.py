@@ -1,0 +1,232 @@
+"""ONNX files and the denoiser on them, against the torch UNet that they were made from."""
+
+import copy
+from types import SimpleNamespace
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from pivotal.control import NoEdit
+from pivotal.driver import drive, require
+from pivotal.errors import BackendError
+from pivotal.inversion import ddim
+from pivotal.query import Denoise, NoiseGradient
+from pivotal.runtime.buckets import Buckets
+from pivotal.runtime.exported.comparison import compare
+from pivotal.runtime.exported.denoiser import HybridDenoiser
+from pivotal.runtime.exported.onnx_network import OnnxNetwork
+from pivotal.runtime.exported.profile import ShapeProfile, Span
+from pivotal.runtime.exported.record import read_record
+from pivotal.runtime.probe import probe_routes
+
+TOLERANCE = 1e-4  # float32, of values of order 1
+
+
+def question(small, latents, prompts, rows, routes=None):
+    timesteps = torch.linspace(3.5, 981, rows)  # each row its own, one between integers
+    alpha_bars = torch.linspace(0.9, 0.1, rows, dtype=torch.float64)
+    return Denoise(
+        latents(rows, dtype=torch.float32),
+        timesteps,
+        alpha_bars,
+        prompts(rows, dtype=torch.float32),
+        routes,
+    )
+
+
+def far(one, other):
+    return (one - other).abs().max().item()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_answers_without_routes_are_torchs(small, latents, prompts, rows):
+    query = question(small, latents, prompts, rows)
+    mine, torchs = small.onnx().answer(query), small.torch().answer(query)
+    assert mine.eps.shape == torchs.eps.shape
+    assert far(mine.eps, torchs.eps) < TOLERANCE
+    assert far(mine.x0, torchs.x0) < TOLERANCE * 10  # eps over the smallest signal
+    assert mine.word_maps is None
+
+
+@pytest.mark.parametrize("columns", [1, 3, 16])
+def test_answers_with_routes_and_word_maps_are_torchs(
+    small, latents, prompts, swap_routes, columns
+):
+    routes = swap_routes(small.unet, columns=columns)
+    query = question(small, latents, prompts, 2, routes)
+    mine, torchs = small.onnx().answer(query), small.torch().answer(query)
+    assert far(mine.eps, torchs.eps) < TOLERANCE
+    assert mine.word_maps.shape == torchs.word_maps.shape
+    assert far(mine.word_maps, torchs.word_maps) < TOLERANCE
+    plain = small.onnx().answer(question(small, latents, prompts, 2))
+    assert far(plain.eps[1], mine.eps[1]) > 100 * TOLERANCE  # the route acts
+
+
+def test_more_rows_than_the_profile_are_answered_in_batches(small, latents, prompts):
+    query = question(small, latents, prompts, 11)
+    assert far(small.onnx().answer(query).eps, small.torch().answer(query).eps) < TOLERANCE
+
+
+def test_every_layer_follows_its_route(small, latents, prompts):
+    changes = probe_routes(
+        small.onnx(),
+        small.unet.layers,
+        prompts(2, dtype=torch.float32),
+        latents(2, dtype=torch.float32),
+        max_rows=4,
+    )
+    assert set(changes) == {layer.name for layer in small.unet.layers}
+
+
+def test_inversion_and_guided_sampling_end_where_torchs_do(small, latents, prompts, levels):
+    schedule = levels.schedule(4)
+    start = latents(dtype=torch.float32)
+    cond, null = (prompts(seed=seed, dtype=torch.float32) for seed in (1, 2))
+    found = []
+    for denoiser in (small.torch(), small.onnx()):
+        inverted = drive(ddim.invert(schedule, start, cond, null, ddim.DDIMOptions()), denoiser)
+        back = drive(ddim.replay(schedule, inverted, cond, null, 4.0, NoEdit()), denoiser)
+        found.append((inverted.noise, back))
+    for torchs, mine in zip(*found, strict=True):
+        assert far(mine, torchs) < TOLERANCE * torchs.abs().max()
+    (_, torchs), (_, mine) = found
+    signal = torchs.square().mean() / (torchs - mine).square().mean()
+    assert 10 * signal.log10() > 80  # decibels
+
+
+def test_gradients_are_refused_before_anything_runs(small, latents, prompts):
+    with pytest.raises(BackendError, match="the onnx backend can't answer NoiseGradient"):
+        require(small.onnx(), [Denoise, NoiseGradient], "null-text")
+
+
+def test_a_hybrid_gives_gradients_to_torch_and_the_rest_to_the_export(
+    small, latents, prompts, recording
+):
+    fast, slow = recording(small.onnx()), recording(small.torch())
+    hybrid = HybridDenoiser(fast, slow)
+    require(hybrid, [Denoise, NoiseGradient], "null-text")
+    query = question(small, latents, prompts, 2)
+    hybrid.answer(query)
+    gradient = hybrid.answer(
+        NoiseGradient(
+            query.latents,
+            query.timesteps,
+            query.alpha_bars,
+            query.conditioning,
+            torch.ones(2),
+            torch.zeros_like(query.latents),
+        )
+    )
+    assert gradient.gradient.abs().max() > 0
+    assert [type(each) for each in fast.batches] == [Denoise]
+    assert [type(each) for each in slow.batches] == [NoiseGradient]
+
+
+def test_a_graph_holds_standard_operators_used_inputs_and_nothing_of_this_machine(small):
+    for part in small.parts:
+        path = small.folder / f"{part.name}.onnx"
+        graph = onnx.load(path, load_external_data=False)
+        assert {node.domain for node in graph.graph.node} <= {""}
+        used = {name for node in graph.graph.node for name in node.input}
+        assert {each.name for each in graph.graph.input} <= used
+        assert [each.name for each in graph.graph.output] == list(part.outputs)
+        assert {"pivotal.model"} == {each.key for each in graph.metadata_props}
+        assert b".py" not in path.read_bytes()
+
+
+def test_both_graphs_share_one_file_of_weights(small):
+    names = {path.name for path in small.folder.iterdir()}
+    assert names == {"unet.onnx", "unet-plain.onnx", "unet.weights", "export.json"}
+    weights = sum(p.numel() * 4 for p in small.unet.parameters())
+    assert (
+        weights * 0.7 < (small.folder / "unet.weights").stat().st_size <= weights * 1.05
+    )  # small constants stay inside
+
+
+def test_a_file_that_differs_from_torch_is_not_kept(small):
+    routed = small.parts[0]
+    network = OnnxNetwork(small.folder / "unet.onnx", torch.device("cpu"), threads=1)
+    changed = copy.deepcopy(routed.module)
+    with torch.no_grad():
+        next(changed.parameters()).mul_(1.01)
+    other = SimpleNamespace(**{**vars(routed), "module": changed})
+    with pytest.raises(BackendError, match=r"differs from torch by .* it is not kept"):
+        compare(other, network, small.record.profile)
+
+
+def test_a_picture_of_another_size_is_refused_with_the_command_that_exports_it(
+    small, latents, prompts
+):
+    query = Denoise(
+        latents(dtype=torch.float32, side=16),
+        torch.tensor([5.0]),
+        torch.tensor([0.5], dtype=torch.float64),
+        prompts(dtype=torch.float32),
+    )
+    with pytest.raises(ValueError, match=r"height=16 is outside .* `pivotal export onnx --model"):
+        small.onnx().answer(query)
+
+
+def test_more_word_columns_than_the_graph_holds_are_refused(small, latents, prompts, swap_routes):
+    query = question(small, latents, prompts, 2, swap_routes(small.unet, columns=17))
+    with pytest.raises(ValueError, match="17 word columns"):
+        small.exported().answer(query)
+
+
+def test_a_record_comes_back_as_it_was_written(small):
+    assert read_record(small.folder) == small.record
+
+
+def test_a_changed_or_foreign_export_is_refused(small, tmp_path):
+    (tmp_path / "unet.onnx").write_bytes((small.folder / "unet.onnx").read_bytes() + b"\0")
+    with pytest.raises(BackendError, match="not the file that was exported"):
+        small.record.require_intact(tmp_path, "unet.onnx")
+    with pytest.raises(BackendError, match="is missing; export again: `pivotal export onnx"):
+        small.record.require_intact(tmp_path, "unet-plain.onnx")
+    model = SimpleNamespace(name="other", fingerprint="0" * 64, dtype=torch.float32)
+    with pytest.raises(BackendError, match="exported from model 'small'"):
+        small.record.require_model(model, tmp_path)
+    model = SimpleNamespace(name="small", fingerprint="f" * 64, dtype=torch.float16)
+    with pytest.raises(BackendError, match="holds float32 networks"):
+        small.record.require_model(model, tmp_path)
+    with pytest.raises(BackendError, match="holds no export that can be read"):
+        read_record(tmp_path)
+
+
+def test_a_device_without_a_provider_is_refused_not_replaced_by_the_cpu(small):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime has CUDA here")
+    with pytest.raises(BackendError, match="no CUDAExecutionProvider here"):
+        OnnxNetwork(small.folder / "unet.onnx", torch.device("cuda"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_as_close_to_float32_as_torchs(
+    small_unet, export_unet, latents, prompts, dtype
+):
+    export = export_unet(small_unet().to(dtype))
+    query = question(export, latents, prompts, 3)
+    mine, torchs = export.onnx().answer(query), export.torch().answer(query)
+    assert far(mine.eps, torchs.eps) < 100 * torch.finfo(dtype).eps
+
+
+@pytest.mark.slow
+def test_sdxls_extra_conditioning_and_sizes_that_vary(small_unet, export_unet, latents, prompts):
+    profile = ShapeProfile(Span(1, 4), Span(8, 16), Span(8, 16))
+    export = export_unet(small_unet(sdxl=True), profile)
+    for side in (8, 12, 16):
+        query = Denoise(
+            latents(2, dtype=torch.float32, side=side),
+            torch.tensor([5.0, 700.0]),
+            torch.tensor([0.9, 0.2], dtype=torch.float64),
+            prompts(2, dtype=torch.float32, sdxl=True),
+        )
+        mine, torchs = export.exported().answer(query), export.torch().answer(query)
+        assert far(mine.eps, torchs.eps) < TOLERANCE
+
+
+def test_buckets_of_an_export_are_its_rows(small):
+    assert small.onnx().buckets == Buckets((1, 2, 3, 4, 5, 6), 16)
