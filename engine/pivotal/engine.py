@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from torch import Tensor
 
@@ -24,9 +24,11 @@ from .images import FitPolicy, ImageSource
 from .inversion_file import Inversion
 from .inversion_task import checked_settings
 from .model.load import Model, load
+from .planning import Planner
 from .query import Conditioning
 from .results import Edited, Generated, Images, OutputType, Reconstruction, as_output
 from .running import Runner, Watch
+from .runtime.memory_plan import MemoryPlan
 from .runtime.prepared import torch_denoiser
 from .runtime.torch_denoiser import Decoder
 from .sampling.loss_guidance import LossGuidance
@@ -67,11 +69,15 @@ class Engine:
         *,
         cache: InversionCache | None = None,
         serving: Serving | None = None,
+        memory_limit: int | Literal["auto"] | None = "auto",
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.model = model
+        model.unet.checkpoint_gradients(gradient_checkpointing)
         self.denoiser = denoiser or torch_denoiser(model, _decoder(model))
         self.cache = cache
-        self._runner = Runner(model, self.denoiser, serving)
+        planner = Planner.of(model, memory_limit, gradient_checkpointing=gradient_checkpointing)
+        self._runner = Runner(model, self.denoiser, serving, planner)
         weakref.finalize(self, self._runner.service.close, wait=False).atexit = False
 
     @classmethod
@@ -81,15 +87,26 @@ class Engine:
         *,
         cache: InversionCache | None = None,
         serving: Serving | None = None,
+        memory_limit: int | Literal["auto"] | None = "auto",
+        gradient_checkpointing: bool = False,
         **options: Any,
     ) -> Engine:
         """`model`: "shapes" (bundled), a diffusers folder, a hub id, or "random:<family>".
 
         cache: where inversions are looked up and kept; none if None. serving: of submitted calls.
+        memory_limit: the bytes that weights and a job may take; a job asks for fewer rows at once,
+        or is refused. "auto" is what a CUDA device has free; no limit on a CPU.
+        gradient_checkpointing: less memory for null-text, a third more time, the same result.
         options: device, dtype, variant, revision, local_files_only, family, as `model.load.load`.
         """
         start = time.perf_counter()
-        engine = cls(load(model, **options), cache=cache, serving=serving)
+        engine = cls(
+            load(model, **options),
+            cache=cache,
+            serving=serving,
+            memory_limit=memory_limit,
+            gradient_checkpointing=gradient_checkpointing,
+        )
         engine._runner.load_seconds = time.perf_counter() - start
         return engine
 
@@ -97,6 +114,39 @@ class Engine:
     def load_seconds(self) -> float:
         """What `load` took; 0 for a model that was there already."""
         return self._runner.load_seconds
+
+    def plan(
+        self,
+        method: str | None = "null-text",
+        *,
+        images: int = 1,
+        targets: int = 0,
+        num_inference_steps: int = 50,
+        options: Mapping[str, Any] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> MemoryPlan:
+        """How much memory a job would need; nothing is run, and weights are not touched.
+
+        Of inverting so many images at once by `method`; with `method` None, of generating them, or
+        with targets, of editing one to so many. Takes seconds for each new size.
+        """
+        settings = checked_settings(
+            self._runner,
+            method=method or "ddim",
+            num_inference_steps=num_inference_steps,
+            guidance_scale=None,
+            options=options,
+            size=size,
+            policy="crop",
+        )
+        return self._runner.planner.job(
+            None if method is None else settings.method,
+            settings.options,
+            settings.schedule,
+            settings.size,
+            images=images,
+            targets=targets,
+        )
 
     def invert(
         self,

@@ -51,6 +51,10 @@ def generate(
     )
     clock.lap("encode")
     job = Job(algorithm, "generate", "generate", watch.on_progress)
+    what = f"generating {len(prompts)} of {size[0]} x {size[1]}"
+    max_rows = runner.rows_that_fit(
+        lambda planner: planner.sampling(what, size, rows=len(prompts), guided=scale != 1), max_rows
+    )
     runner.run([job], watch.cancellation, max_rows=max_rows)
     latents = job.result()
     require_finite(latents, "generate")

@@ -66,6 +66,8 @@ def _invert_distinct(
         if kept is not None:
             outcomes[place] = kept
             continue
+        if not runs:
+            max_rows = _rows_that_fit(runner, settings, len(tasks), max_rows)
         try:
             runs[place] = _Run.planned(runner, task, settings)
         except (ValueError, PivotalError) as error:
@@ -86,6 +88,17 @@ def _invert_distinct(
         if isinstance(outcome, Cancelled):
             raise outcome
     return outcomes  # type: ignore[return-value]
+
+
+def _rows_that_fit(
+    runner: Runner, settings: Settings, images: int, max_rows: int | None
+) -> int | None:
+    return runner.rows_that_fit(
+        lambda planner: planner.inversion(
+            settings.method, settings.options, settings.schedule, settings.size, images=images
+        ),
+        max_rows,
+    )
 
 
 @dataclass(frozen=True)

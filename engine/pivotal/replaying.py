@@ -58,7 +58,14 @@ def replay(
     )
     name = f"{method.name} replay"
     job = Job(algorithm, name, name, watch.on_progress)
-    runner.run([job], watch.cancellation)
+    rows = len(prompts)
+    what = f"sampling {rows} row{'s' * (rows != 1)} of {size[0]} x {size[1]}"
+    max_rows = runner.rows_that_fit(
+        lambda planner: planner.sampling(
+            what, size, rows=rows, least=rows, guided=guidance_scale != 1
+        )
+    )
+    runner.run([job], watch.cancellation, max_rows=max_rows)
     require_finite(job.result(), name)
     watch.check(name)
     return job
@@ -121,9 +128,8 @@ def edit_many(
     scale = runner.checked_scale(scale)
     edits = as_edits(targets, options)
     _require_masks_of_size(edits, inversion.picture.size)
-    groups = [
-        edits[start : start + TARGETS_AT_ONCE] for start in range(0, len(edits), TARGETS_AT_ONCE)
-    ]
+    at_once = _targets_at_once(runner, inversion.picture.size, len(edits))
+    groups = [edits[start : start + at_once] for start in range(0, len(edits), at_once)]
     controls = [_control(runner, inversion, group) for group in groups]
     rows = 2 * (1 + len(groups[0]))  # guided
     runner.probe_once(watch.cancellation, size=inversion.picture.size, rows=rows)
@@ -135,6 +141,16 @@ def edit_many(
         clock.lap("edit")
         parts.append(_edited(runner, inversion, group, control, job, scale, clock))
     return Edited.joined(parts)
+
+
+def _targets_at_once(runner: Runner, size: tuple[int, int], targets: int) -> int:
+    """As many as word columns and memory allow; the source is beside them in one batch."""
+    what = f"editing a picture of {size[0]} x {size[1]}"
+    most = min(targets, TARGETS_AT_ONCE)
+    rows = runner.rows_that_fit(
+        lambda planner: planner.sampling(what, size, rows=1 + most, least=2, guided=False)
+    )
+    return most if rows is None else rows - 1
 
 
 def require_fitting(runner: Runner, inversion: Inversion) -> None:

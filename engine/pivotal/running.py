@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from .editing.routes import Layers
 from .errors import NonFiniteError
 from .images import Pixels, from_tensor, to_tensor
 from .model.load import Model
+from .planning import Planner
 from .query import Conditioning, Result
 from .runtime.buckets import Buckets
 from .runtime.compiled_denoiser import warm_up
+from .runtime.memory_plan import MemoryPlan
 from .runtime.probe import probe_routes
 from .schedule import Schedule
 from .serving import Service, Serving
@@ -107,9 +110,16 @@ class Runner:
     thread that calls, where its callbacks, signals and profilers belong.
     """
 
-    def __init__(self, model: Model, denoiser: Denoiser, serving: Serving | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        denoiser: Denoiser,
+        serving: Serving | None = None,
+        planner: Planner | None = None,
+    ) -> None:
         self.model = model
         self.denoiser = denoiser
+        self.planner = planner or Planner.of(model, None)
         self.layers = Layers(
             tuple(layer.downscale for layer in model.unet.self_layers),
             tuple(layer.downscale for layer in model.unet.cross_layers),
@@ -126,6 +136,16 @@ class Runner:
     def dtype_name(self) -> str:
         """As users name the precision: `float16`, `tf32`."""
         return self.model.precision.name
+
+    def rows_that_fit(
+        self, plan: Callable[[Planner], MemoryPlan], max_rows: int | None = None
+    ) -> int | None:
+        """max_rows, or fewer where memory is limited. Raises MemoryLimitError for a job that does
+        not fit.
+        """
+        if self.planner.limit is None:
+            return max_rows
+        return min(plan(self.planner).require(), max_rows or sys.maxsize)
 
     def checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) in pixels, the model's default for None.
