@@ -38,7 +38,7 @@ def style(
 ) -> None:
     """Style transfer: start from an image's inverted noise, go where another prompt says.
 
-    The noise keeps the rough layout; `pivotal edit` keeps all that the words do not change.
+    The noise keeps the rough layout; `edit` keeps all that the words do not change.
 
     Example: `pivotal style cat.safetensors --target "a cat on a sofa, oil painting" --amount 0.7`
     """
