@@ -57,7 +57,7 @@ def test_every_help_has_an_example_of_its_own(pivotal, tmp_path, words):
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory, pivotal, prepared):
-    """What the examples take: photographs, and an inversion of "a cat on a sofa"."""
+    """What the examples take: photographs, an inversion of "a cat on a sofa", two benchmarks."""
     folder = tmp_path_factory.mktemp("examples")
     for name in ("photo.jpg", "a.jpg", "b.jpg"):
         shutil.copy(prepared / "photo.png", folder / name)
@@ -66,6 +66,13 @@ def files(tmp_path_factory, pivotal, prepared):
         "--method", "ddim", "--steps", 2, cwd=folder,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
+    timed = pivotal(
+        "bench", "--suite", "kernels", "--rounds", 1, "--seconds", 0, "--results", "kept",
+        cwd=folder,
+    )  # fmt: skip
+    assert timed.returncode == 0, timed.stderr
+    for name in ("before.jsonl", "after.jsonl"):
+        shutil.copy(folder / "kept" / "cpu" / "bench.jsonl", folder / name)
     return folder
 
 
@@ -82,7 +89,7 @@ def test_every_example_runs_and_prints_one_json_object_if_asked(pivotal, files, 
     if line.startswith("pivotal edit photo.safetensors"):
         for folder in (shown, asked):
             (folder / "cat.safetensors").rename(folder / "photo.safetensors")
-    if words[0] not in ("demo", "invert", "edit"):  # slower; other tests show their tables
+    if words[0] not in ("demo", "invert", "edit", "bench", "profile", "eval"):  # slower; other tests show their tables
         done = pivotal(*words, *few, cwd=shown)
         assert done.returncode == 0, done.stderr
     done = pivotal(*words, *few, "--json", cwd=asked)

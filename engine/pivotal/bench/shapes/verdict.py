@@ -61,7 +61,7 @@ def unedited(case: Case) -> NDArray[np.bool_]:
     A new background leaves the objects, and a new object everything but itself.
     """
     if case.scene.background != case.wanted.background:
-        return ndimage.binary_erosion(_masks(case.scene.objects), iterations=1)
+        return np.asarray(ndimage.binary_erosion(_masks(case.scene.objects), iterations=1))
     changed = set(case.scene.objects) ^ set(case.wanted.objects)
     touched = ndimage.binary_dilation(_masks(sorted(changed, key=str)), iterations=DILATION)
     return np.asarray(~touched)
