@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pivotal.bench.environment import environment
 from pivotal.control import NoEdit
 from pivotal.driver import Denoiser, drive
 from pivotal.engine import Engine
+from pivotal.images import fit, read_image, to_tensor
 from pivotal.inversion import ddim, null_text
 from pivotal.inversion.base import Inverted
 from pivotal.inversion.registry import method_named
@@ -43,8 +44,8 @@ sys.path.insert(0, str(ROOT))
 from baselines.attention import explicit_copy  # noqa: E402
 from baselines.null_text import null_text_inversion  # noqa: E402
 from baselines.schedule import make_schedule  # noqa: E402
-from methods.measuring import Scenes, scenes_of  # noqa: E402
-from shapes.cases import EVALUATION_SEED  # noqa: E402
+from pivotal.bench.shapes.scenes import draw  # noqa: E402
+from shapes.cases import edit_cases  # noqa: E402
 
 GUIDANCE = 7.5
 FEWER = 0.1  # decibels in latents that count as equal
@@ -53,11 +54,33 @@ Run = Callable[[], Tensor]
 """Inverts all images: null embeddings [B, steps, L, D]."""
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """latents: [B, C, h, w], of drawn pictures at the model's own size; prompts; nulls."""
+
+    latents: Tensor
+    conditioning: Conditioning
+    null: Conditioning
+
+    @staticmethod
+    def drawn(engine: Engine, count: int) -> Scenes:
+        model, cases = engine.model, edit_cases(count)
+        pictures = [
+            fit(read_image(draw(case.scene)[0]), model.default_size).pixels for case in cases
+        ]
+        with torch.no_grad():
+            return Scenes(
+                torch.cat([model.autoencoder.encode(to_tensor(picture)) for picture in pictures]),
+                model.text.encode([case.prompt for case in cases]),
+                model.text.encode([""] * count),
+            )
+
+
 def main() -> None:
     given = _parse()
     torch.set_num_threads(given.threads)
     engine = Engine.load(given.model)
-    scenes = scenes_of(engine, given.images, EVALUATION_SEED)
+    scenes = Scenes.drawn(engine, given.images)
     denoiser = compiled(engine) if given.compile else engine.denoiser
     if given.passes:
         write(engine, {"benchmark": "null_text_passes", **passes(engine, denoiser, scenes, given)})

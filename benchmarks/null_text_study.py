@@ -66,7 +66,10 @@ def trials() -> list[Trial]:
     return sorted(found, key=lambda trial: trial.label not in MOST_TELLING)
 
 
-MOST_TELLING = ("Adam, at most 10", "gradient, 1", "conjugate, 2", "conjugate, 3", "parallel, 2")
+MOST_TELLING = (
+    "Adam, at most 10", "gradient, 1", "gradient, 2", "conjugate, 2", "conjugate, 3", "lbfgs, 3",
+    "subspace, 3", "parallel, 2",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
