@@ -28,6 +28,7 @@ from .planning import Planner
 from .query import Conditioning
 from .results import Edited, Generated, Images, OutputType, Reconstruction, as_output
 from .running import Runner, Watch
+from .runtime.exported.backend import denoiser_of
 from .runtime.memory_plan import MemoryPlan
 from .runtime.prepared import torch_denoiser
 from .runtime.torch_denoiser import Decoder
@@ -89,6 +90,9 @@ class Engine:
         serving: Serving | None = None,
         memory_limit: int | Literal["auto"] | None = "auto",
         gradient_checkpointing: bool = False,
+        backend: str = "torch",
+        exported: str | Path | None = None,
+        allow_foreign: bool = False,
         **options: Any,
     ) -> Engine:
         """`model`: "shapes" (bundled), a diffusers folder, a hub id, or "random:<family>".
@@ -97,11 +101,16 @@ class Engine:
         memory_limit: the bytes that weights and a job may take; a job asks for fewer rows at once,
         or is refused. "auto" is what a CUDA device has free; no limit on a CPU.
         gradient_checkpointing: less memory for null-text, a third more time, the same result.
+        backend: what runs the UNet: "torch", or from the folder `exported` "onnx" and "tensorrt",
+        which "+torch" leaves gradients to. allow_foreign: see `runtime.exported.backend`.
         options: device, dtype, variant, revision, local_files_only, family, as `model.load.load`.
         """
         start = time.perf_counter()
+        loaded = load(model, **options)
+        in_torch = partial(torch_denoiser, loaded, _decoder(loaded))
         engine = cls(
-            load(model, **options),
+            loaded,
+            denoiser_of(backend, loaded, exported, in_torch, allow_foreign=allow_foreign),
             cache=cache,
             serving=serving,
             memory_limit=memory_limit,

@@ -15,6 +15,7 @@ from . import (
     doctor,
     edit,
     explain,
+    export,
     generate,
     invert,
     methods,
@@ -69,6 +70,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
 for _each in _COMMANDS:
     command(app)(_each)
 app.add_typer(cache.app, name="cache")
+app.add_typer(export.app, name="export")
 app.add_typer(bench.app, name="bench")
 command(app, "eval")(evaluate_edits)
 for _each in (profile.profile, doctor.doctor, demo.demo):

@@ -7,6 +7,7 @@ from importlib import resources
 
 MODELS = ("shapes", "random:sd1", "random:sd2", "random:sdxl")
 DTYPES = ("float32", "bfloat16", "float16", "float64", "tf32", "fp8")
+BACKENDS = ("torch", "onnx", "tensorrt", "onnx+torch", "tensorrt+torch")
 POLICIES = ("crop", "pad", "stretch")
 KINDS = ("auto", "swap", "refine", "reweight")
 
@@ -35,6 +36,10 @@ def complete_models(incomplete: str) -> list[str]:
 
 def complete_dtypes(incomplete: str) -> list[str]:
     return _starting(DTYPES, incomplete)
+
+
+def complete_backends(incomplete: str) -> list[str]:
+    return _starting(BACKENDS, incomplete)
 
 
 def complete_policies(incomplete: str) -> list[str]:

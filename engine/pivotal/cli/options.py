@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .completion import complete_dtypes, complete_methods, complete_models, complete_policies
+from .completion import (
+    complete_backends,
+    complete_dtypes,
+    complete_methods,
+    complete_models,
+    complete_policies,
+)
 from .config import read_config
 
 if TYPE_CHECKING:
@@ -88,6 +94,30 @@ class ModelOptions:
     local_files_only: Annotated[
         bool, typer.Option("--local-files-only", help="Never ask the hub.", rich_help_panel=_MODEL)
     ] = False
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="What runs the UNet: `torch`, `onnx`, `tensorrt`; `onnx+torch` and "
+            "`tensorrt+torch` leave gradients to torch.",
+            autocompletion=complete_backends,
+            rich_help_panel=_MODEL,
+        ),
+    ] = "torch"
+    exported: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="What `pivotal export` made, for a backend.", rich_help_panel=_MODEL
+        ),
+    ] = None
+    allow_foreign_engine: Annotated[
+        bool,
+        typer.Option(
+            "--allow-foreign-engine",
+            help="Load a TensorRT engine that `pivotal export` did not make. It is code: only from "
+            "a source you trust.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
 
     def load(self, default: str = "shapes", cache: InversionCache | None = None) -> Engine:
         """The engine. default: the model where none was named."""
@@ -101,6 +131,9 @@ class ModelOptions:
             variant=self.variant,
             revision=self.revision,
             local_files_only=self.local_files_only,
+            backend=self.backend,
+            exported=self.exported,
+            allow_foreign=self.allow_foreign_engine,
         )
 
 

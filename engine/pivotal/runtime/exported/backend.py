@@ -20,15 +20,15 @@ BACKENDS = ("torch", "onnx", "tensorrt", "onnx+torch", "tensorrt+torch")
 def denoiser_of(
     backend: str,
     model: Model,
-    folder: Path | None,
+    exported: str | Path | None,
     torch_denoiser: Callable[[], Denoiser],
     *,
     allow_foreign: bool = False,
 ) -> Denoiser:
     """The denoiser that a backend's name stands for.
 
-    folder: where the export lies, for all but torch. allow_foreign: load an engine file that our
-    exporter did not make; an engine is code, so only do it for one from a source you trust.
+    exported: the folder where the export lies, for all but torch. allow_foreign: load an engine
+    that our exporter did not make; an engine is code, so only from a source you trust.
 
     Raises ValueError for an unknown name or a folder too much or too few, BackendError for an
     export that does not fit the model, the precision or this machine.
@@ -37,21 +37,23 @@ def denoiser_of(
         raise ValueError(f"backend={backend!r} is unknown; accepted are {', '.join(BACKENDS)}")
     outside, _, gradients = backend.partition("+")
     if outside == "torch":
-        if folder is not None:
-            raise ValueError(f"exported={str(folder)!r} means nothing for backend torch")
+        if allow_foreign:
+            raise ValueError("allow_foreign is for TensorRT engines; leave it out")
+        if exported is not None:
+            raise ValueError(f"exported={str(exported)!r} means nothing for backend torch")
         return torch_denoiser()
-    if folder is None:
+    if exported is None:
         raise ValueError(
             f"backend={backend!r} needs exported=, the folder that "
             f"`pivotal export {outside} --model {model.name} -o DIR` made"
         )
-    made = (_onnx if outside == "onnx" else _tensorrt)(model, folder, allow_foreign)
+    made = (_onnx if outside == "onnx" else _tensorrt)(model, Path(exported), allow_foreign)
     return HybridDenoiser(made, torch_denoiser()) if gradients else made
 
 
 def _onnx(model: Model, folder: Path, allow_foreign: bool) -> Denoiser:
     if allow_foreign:
-        raise ValueError("allow_foreign is for TensorRT engines; an ONNX file is no code")
+        raise ValueError("allow_foreign is for TensorRT engines; leave it out")
     record = checked(model, folder)
     record.require_intact(folder, "unet.weights")
     routed, plain = (

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from pivotal.errors import BackendError
 
@@ -84,4 +85,4 @@ class OnnxNetwork:
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise BackendError(f"{self.path.name} failed in ONNX Runtime: {reason}") from error
-        return tuple(torch.from_dlpack(value) for value in binding.get_outputs())
+        return tuple(from_dlpack(value) for value in binding.get_outputs())

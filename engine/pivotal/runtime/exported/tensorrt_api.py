@@ -67,7 +67,7 @@ class Api:
             severity.WARNING: logging.INFO,  # dozens in a sound build
         }
 
-        class Logger(self.module.ILogger):  # type: ignore[name-defined,misc]
+        class Logger(self.module.ILogger):  # type: ignore[name-defined]
             def __init__(self) -> None:
                 super().__init__()
                 self.last_error = ""
@@ -84,7 +84,7 @@ class Api:
     def monitor(self, told: Callable[[str], None], stop: Callable[[], bool]) -> Any:
         """Says which phase of a build runs, and ends it where `stop` says so."""
 
-        class Monitor(self.module.IProgressMonitor):  # type: ignore[name-defined,misc]
+        class Monitor(self.module.IProgressMonitor):  # type: ignore[name-defined]
             def __init__(self) -> None:
                 super().__init__()
                 self.steps: dict[str, int] = {}

@@ -100,7 +100,7 @@ def compared(model: Model, record: ExportRecord, folder: Path) -> ExportRecord:
     facts = record.engine
     assert facts is not None
     networks = _networks(model, record, folder, facts)
-    errors = {}
+    errors: dict[str, float] = {}
     for rows in facts.buckets:
         profile = replace(record.profile, rows=Span(rows, rows))
         parts = unet_parts(

@@ -1,0 +1,171 @@
+"""TensorRT engines: built for GPUs that are not here, and refused where they do not fit."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pivotal.errors import BackendError
+from pivotal.runtime.exported.profile import ShapeProfile, Span
+from pivotal.runtime.exported.record import EngineFacts
+from pivotal.runtime.exported.tensorrt_api import FLAVOURS, Api, api_of, current_sm
+from pivotal.runtime.exported.tensorrt_build import BuildOptions, build, build_engines, profiles
+from pivotal.runtime.exported.tensorrt_denoiser import require_machine, require_ours
+from pivotal.runtime.exported.tensorrt_network import TensorRTNetwork
+
+rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX (extra tensorrt-rtx) is not installed"
+)
+FACTS = EngineFacts("tensorrt_rtx", "1.7", ("89", "120"), (2, 4), False, False, False)
+
+
+@rtx
+def test_one_engine_is_built_for_two_gpus_without_either(small, tmp_path):
+    phases = []
+    model = SimpleNamespace(
+        autoencoder=SimpleNamespace(scale=1), device=torch.device("cpu"), unet=small.unet
+    )
+    options = BuildOptions(
+        sm=("89", "120"), buckets=(2, 4), workspace=2**28, timing_cache=tmp_path / "timings"
+    )
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    record = build_engines(
+        model, small.folder, folder, api_of("tensorrt_rtx"), options, told=phases.append
+    )
+    assert record.engine.sm == ("89", "120")
+    assert record.engine.version == api_of("tensorrt_rtx").version
+    assert not record.engine.checked  # there is no such GPU here
+    assert {"unet.engine", "unet-plain.engine"} == set(record.files)
+    assert any(phase.startswith("unet: ") for phase in phases)
+    for name in record.files:
+        plan = (folder / name).read_bytes()
+        assert b"sm89" in plan
+        assert b"sm120" in plan
+        assert b"sm86" not in plan
+    require_ours(record, folder)
+    with (folder / "unet.engine").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BackendError, match="--allow-foreign-engine"):
+        require_ours(record, folder)
+
+
+@rtx
+def test_a_build_that_is_stopped_leaves_no_engine(small):
+    with pytest.raises(KeyboardInterrupt):
+        build(
+            small.folder / "unet-plain.onnx",
+            small.record.profile,
+            1,
+            api_of("tensorrt_rtx"),
+            BuildOptions(sm=("89",), buckets=(2,)),
+            stop=lambda: True,
+        )
+
+
+@rtx
+def test_what_is_no_onnx_file_is_refused_by_its_name(tmp_path):
+    (tmp_path / "unet.onnx").write_bytes(b"nothing")
+    fixed = Span(8, 8)
+    with pytest.raises(BackendError, match=r"tensorrt_rtx can't read unet\.onnx"):
+        build(
+            tmp_path / "unet.onnx",
+            ShapeProfile(Span(1, 2), fixed, fixed),
+            1,
+            api_of("tensorrt_rtx"),
+            BuildOptions(sm=("89",), buckets=(2,)),
+        )
+
+
+def test_each_bucket_is_a_profile_whose_rows_are_fixed_and_whose_sides_may_vary():
+    inputs = [
+        SimpleNamespace(name="latents", shape=(-1, 4, -1, -1)),
+        SimpleNamespace(name="donors", shape=(-1,)),
+        SimpleNamespace(name="self_keys", shape=(3, -1)),
+    ]
+    network = SimpleNamespace(num_inputs=3, get_input=inputs.__getitem__)
+    profile = ShapeProfile(Span(1, 8), Span(512, 1024), Span(512, 512))
+    assert list(profiles(network, profile, (2, 8), 8)) == [
+        {
+            "latents": ((rows, 4, 64, 64), (rows, 4, 128, 64)),
+            "donors": ((rows,), (rows,)),
+            "self_keys": ((3, rows), (3, rows)),
+        }
+        for rows in (2, 8)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sm", "version", "sentence"),
+    [
+        (None, "1.7", "no CUDA device here"),
+        ("86", "1.7", "this GPU is sm 86; build again: `pivotal export tensorrt .* --sm 86 -o"),
+        ("89", "1.8", "1.8 is installed; build again: `pivotal export tensorrt"),
+        ("89", None, r"pip install 'pivotal\[tensorrt-rtx\]'"),
+    ],
+)
+def test_an_engine_of_another_machine_is_refused_with_what_rebuilds_it(
+    small, sm, version, sentence
+):
+    record = replace(small.record, engine=FACTS)
+    with pytest.raises(BackendError, match=sentence):
+        require_machine(record, FACTS, Path("there"), sm, version)
+
+
+def test_an_engine_of_this_machine_is_taken(small):
+    require_machine(replace(small.record, engine=FACTS), FACTS, Path("there"), "120", "1.7")
+
+
+def test_targets_are_checked_before_anything_is_exported():
+    api = Api("tensorrt_rtx", None)
+    api.require_targets(("75", "121"))
+    with pytest.raises(ValueError, match="can't build for sm 90; accepted are 75, 80"):
+        api.require_targets(("90",))
+    with pytest.raises(ValueError, match="names a target twice"):
+        api.require_targets(("89", "89"))
+    if current_sm() is None:
+        with pytest.raises(ValueError, match="no GPU to build for"):
+            api.require_targets(())
+        with pytest.raises(ValueError, match="for this machine's GPU alone"):
+            Api("tensorrt", None).require_targets(("89",))
+
+
+def test_a_flavour_that_is_unknown_or_absent_is_named():
+    with pytest.raises(ValueError, match="flavour='trt' is unknown"):
+        api_of("trt")
+    for name in FLAVOURS:
+        if find_spec(name) is None:
+            with pytest.raises(BackendError, match=f"{name} is not installed"):
+                api_of(name)
+
+
+def test_build_options_are_checked_when_made():
+    with pytest.raises(ValueError, match="ascending"):
+        BuildOptions(buckets=(4, 2))
+    with pytest.raises(ValueError, match="workspace=0"):
+        BuildOptions(workspace=0)
+
+
+@pytest.mark.gpu
+def test_an_engine_answers_as_torch_does(small, tmp_path):
+    """On a GPU that an installed flavour builds for."""
+    try:
+        api = api_of()
+        api.require_targets(())
+    except (BackendError, ValueError) as error:
+        pytest.skip(str(error))
+    device = torch.device("cuda")
+    options = BuildOptions(sm=(current_sm(),), buckets=(2,))
+    for part in small.parts:
+        plan = build(small.folder / f"{part.name}.onnx", small.record.profile, 1, api, options)
+        (tmp_path / f"{part.name}.engine").write_bytes(plan)
+        network = TensorRTNetwork(tmp_path / f"{part.name}.engine", api, device)
+        inputs = part.inputs(2, 8, 8, 5)
+        expected = part.module(**inputs)
+        found = network({name: value.to(device) for name, value in inputs.items()})
+        torch.cuda.synchronize()
+        for mine, torchs in zip(found, expected, strict=True):
+            assert (mine.cpu() - torchs).abs().max() < 2e-2 * torchs.abs().max()  # TF32
