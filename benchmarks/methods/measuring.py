@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from methods.trials import Trial
+from pivotal.bench.shapes.scenes import draw
 from pivotal.control import Control, NoEdit
 from pivotal.driver import drive, drive_many
 from pivotal.editing.edit import Edit
@@ -32,7 +33,6 @@ from shapes.cases import EditCase, edit_cases
 from shapes.evaluate import EDITS
 from shapes.images import psnr, to_images, to_tensor
 from shapes.judge import judge_edit
-from shapes.scenes import draw
 
 MAX_ROWS = 64
 

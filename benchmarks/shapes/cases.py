@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from shapes.captions import canonical_caption
-from shapes.palette import BACKGROUNDS, COLOURS, SHAPES, held_out_triples
-from shapes.scenes import Scene, sample_held_out
+from pivotal.bench.shapes.captions import canonical_caption
+from pivotal.bench.shapes.palette import BACKGROUNDS, COLOURS, SHAPES, held_out_triples
+from pivotal.bench.shapes.scenes import Scene, sample_held_out
 
 EVALUATION_SEED = 2024
 TUNING_SEED = 77  # scenes on which an edit's settings may be chosen; never those reported

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from shapes.palette import COLOURS, SHAPES
-from shapes.scenes import Image, Masks, Scene, draw, mask_of, sample_scene
+from pivotal.bench.shapes.palette import COLOURS, SHAPES
+from pivotal.bench.shapes.scenes import Image, Masks, Scene, draw, mask_of, sample_scene
 
 PUSH = 1.5  # an object's mean, away from the batch's, times up to this
 CONTRAST = 2.0  # its deviations from its own mean, times up to this

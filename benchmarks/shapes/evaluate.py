@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from pivotal.bench.shapes.scenes import draw
 from pivotal.editing.edit import Edit
 from pivotal.engine import Engine
 from shapes.cases import EVALUATION_SEED, TUNING_SEED, EditCase, edit_cases, prompt_cases
 from shapes.images import psnr
 from shapes.judge import EditVerdict, judge_edit, judge_prompt
 from shapes.report import print_report, record_of, save_sheets, write_record
-from shapes.scenes import draw
 
 GUIDANCE = 7.5
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from transformers import CLIPTokenizer
 
-from shapes.captions import GROUND_WORDS, SHAPE_WORDS, SIZE_WORDS, TEXTURE_WORDS
-from shapes.scenes import Scene, mask_of
+from pivotal.bench.shapes.captions import GROUND_WORDS, SHAPE_WORDS, SIZE_WORDS, TEXTURE_WORDS
+from pivotal.bench.shapes.scenes import Scene, mask_of
 
 REGIONS = 3  # two objects at most, and the background
 

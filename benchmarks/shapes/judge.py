@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pivotal.bench.shapes.oracle import read
+from pivotal.bench.shapes.scenes import draw, mask_of
 from shapes.cases import EditCase, PromptCase
 from shapes.images import psnr
-from shapes.oracle import read
-from shapes.scenes import draw, mask_of
 
 PLACE = 4.0  # pixels an object's centre may move
 DILATION = 3  # pixels around the objects' masks that an edit may change too

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from pivotal.bench.shapes.scenes import Scene, draw, sample_scene
 from shapes.images import to_tensor
-from shapes.scenes import Scene, draw, sample_scene
 
 CACHE_SEED = 1
 

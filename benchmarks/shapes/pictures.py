@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image as Pictures
 
-from shapes.palette import BACKGROUNDS, COLOURS
+from pivotal.bench.shapes.palette import BACKGROUNDS, COLOURS
+from pivotal.bench.shapes.scenes import Background, Scene, Thing, draw
 from shapes.photographs import held_out_photograph
-from shapes.scenes import Background, Scene, Thing, draw
 
 SCENE = Scene(
     (Thing("star", "red", "large", 34.0, 33.0, 18.6, COLOURS["red"]),),

@@ -18,9 +18,9 @@ from PIL import Image as Pictures
 from rich.console import Console
 from rich.table import Table
 
+from pivotal.bench.shapes.palette import is_held_out
 from shapes.cases import PromptCase
 from shapes.judge import DILATION, OUTSIDE, PLACE, PromptVerdict
-from shapes.palette import is_held_out
 
 if TYPE_CHECKING:
     from shapes.evaluate import SceneResult

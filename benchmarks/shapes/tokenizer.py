@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from transformers import CLIPTokenizer
 
-from shapes.captions import caption
-from shapes.scenes import sample_scene
+from pivotal.bench.shapes.captions import caption
+from pivotal.bench.shapes.scenes import sample_scene
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"

@@ -11,12 +11,12 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image as Pictures
 
+from pivotal.bench.shapes.palette import held_out_triples
+from pivotal.bench.shapes.scenes import draw, sample_held_out, sample_scene
 from shapes.composites import composite, edited_pair
 from shapes.images import psnr, to_images, to_tensor
 from shapes.networks import build_autoencoder
-from shapes.palette import held_out_triples
 from shapes.photographs import held_out_photograph, load_pyramids, sample_crop
-from shapes.scenes import draw, sample_held_out, sample_scene
 from shapes.training import Budget, Draws, load_averaged, train
 
 PHOTOGRAPHS = 0.25

@@ -14,13 +14,13 @@ import torch
 from PIL import Image as Pictures
 from transformers import CLIPTokenizer
 
-from shapes.captions import caption
+from pivotal.bench.shapes.captions import caption
+from pivotal.bench.shapes.palette import BACKGROUNDS, COLOURS, RADII, SHAPES
+from pivotal.bench.shapes.scenes import Scene, Thing
 from shapes.grounding import grounding_loss, regions_of, watch
 from shapes.latents import encode_scenes, scene_number
 from shapes.networks import build_autoencoder, build_scheduler, build_text_encoder, build_unet
-from shapes.palette import BACKGROUNDS, COLOURS, RADII, SHAPES
 from shapes.sampling import embed, sample_images
-from shapes.scenes import Scene, Thing
 from shapes.tokenizer import write_tokenizer
 from shapes.training import Budget, Draws, load_averaged, train
 

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from pivotal.bench.shapes.scenes import Image, draw
 from pivotal.editing.edit import Edit
 from shapes.cases import TUNING_SEED, EditCase, edit_cases
 from shapes.evaluate import GUIDANCE, engine_of
 from shapes.judge import EditVerdict, judge_edit
 from shapes.report import CONDITIONS, save_sheet
-from shapes.scenes import Image, draw
 
 Tried = list[tuple[EditVerdict, Image]]
 

@@ -11,12 +11,12 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import pivotal
-from shapes.captions import caption
+from pivotal.bench.shapes.captions import caption
+from pivotal.bench.shapes.oracle import read
+from pivotal.bench.shapes.scenes import draw, sample_scene
 from shapes.images import psnr, to_images, to_tensor
-from shapes.oracle import read
 from shapes.pictures import PICTURES, SCENE
 from shapes.sampling import sample_images
-from shapes.scenes import draw, sample_scene
 from shapes.train_autoencoder import held_out_images
 
 BUNDLED = Path(pivotal.__path__[0]) / "bundled"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from shapes.captions import PLAIN, SHAPE_WORDS, SIZE_WORDS, canonical_caption, caption
-from shapes.palette import BACKGROUNDS, COLOURS
-from shapes.scenes import Scene, sample_scene
+from pivotal.bench.shapes.captions import PLAIN, SHAPE_WORDS, SIZE_WORDS, canonical_caption, caption
+from pivotal.bench.shapes.palette import BACKGROUNDS, COLOURS
+from pivotal.bench.shapes.scenes import Scene, sample_scene
 from shapes.tokenizer import write_tokenizer
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from shapes.oracle import read
-from shapes.palette import BACKGROUNDS, SHAPES
-from shapes.scenes import Scene, draw, sample_scene
+from pivotal.bench.shapes.oracle import read
+from pivotal.bench.shapes.palette import BACKGROUNDS, SHAPES
+from pivotal.bench.shapes.scenes import Scene, draw, sample_scene
 
 
 def _is_right(image: np.ndarray, scene: Scene) -> bool:

@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from shapes.palette import COLOURS, RADII, SHAPES, held_out_triples, is_held_out
-from shapes.scenes import SIDE, Background, Scene, Thing, draw, sample_held_out, sample_scene
+from pivotal.bench.shapes.palette import COLOURS, RADII, SHAPES, held_out_triples, is_held_out
+from pivotal.bench.shapes.scenes import (
+    SIDE,
+    Background,
+    Scene,
+    Thing,
+    draw,
+    sample_held_out,
+    sample_scene,
+)
 
 
 def _lone(shape: str, radius: float = 14.0, x: float = 32.0, y: float = 32.0) -> Scene:
