@@ -32,6 +32,7 @@ from methods.results import joined, key_of, rows_of  # noqa: E402
 from methods.table import environment  # noqa: E402
 from methods.trials import GUIDANCE, Trial  # noqa: E402
 from shapes.cases import EVALUATION_SEED  # noqa: E402
+from shapes.evaluate import EDITS  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "first": first,
                 "count": count,
                 "steps": given.steps,
+                "edits": EDITS,
                 "fingerprint": fingerprint,
             }
             asked.append(key_of(task))
