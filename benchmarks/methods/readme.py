@@ -38,7 +38,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     steps = known[0]["steps"]
     said = (
         f"{steps} steps up and down; the autoencoder's own round trip is {vae:.2f} dB over the "
-        f"first {most} scenes. Seconds and rows are of one image's inversion, in batches of four, "
+        f"first {most} scenes. Seconds and rows are of one image's inversion, in batches of two, "
         "on one thread of a shared machine. Swaps are the share of edits that pass the oracle."
     )
     parts = [said, "", *_lines(usual)]

@@ -36,7 +36,7 @@ from pivotal.engine import Engine
 from shapes.cases import EVALUATION_SEED
 from shapes.evaluate import EDITS
 
-GROUP = 4  # scenes inverted as one batch
+GROUP = 2  # scenes inverted as one batch
 TOGETHER = 16  # trials of a study that share batches
 COLUMNS = (
     "scenes", "latents_db", "picture_db", "noise_std_ratio", "colour_success", "shape_success",
