@@ -1,13 +1,13 @@
 """The cache of inversions: what it keeps, what it drops, and that it is never fooled."""
 
 import errno
-import inspect
+import io
 import json
 import logging
+import multiprocessing
 import os
+import random
 import resource
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -299,50 +299,45 @@ def test_the_default_folder_is_read_from_the_environment_when_asked(monkeypatch,
     assert str(default_cache_folder()) == folder
 
 
+def _use(folder, limit, seed, answers):
+    """One of the processes that share a folder: how often it found something, and what it said."""
+    said = io.StringIO()
+    logging.getLogger().addHandler(logging.StreamHandler(said))
+    cache, chance, hits = InversionCache(folder, limit), random.Random(seed), 0
+    for _ in range(120):
+        made = make(chance.randrange(8))
+        found = cache.get(cache.key_of(made))
+        if found is None:
+            cache.put(made)
+            continue
+        hits += 1
+        assert torch.equal(found.inverted.noise, made.inverted.noise)
+        assert found.prompt == made.prompt
+        cache.list()
+    answers.put((hits, said.getvalue()))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_processes_share_a_folder(tmp_path):
     """Each puts, gets and sweeps at once under a limit of few entries; none ever reads a wrong or
     half-written one.
     """
     limit = 4 * size_of_one(tmp_path)
-    imports = (
-        "import numpy as np, random, sys, torch\n"
-        "from dataclasses import replace\n"
-        "from pivotal.images import fit, read_image\n"
-        "from pivotal.inversion.base import Inverted\n"
-        "from pivotal.inversion_file import Inversion\n"
-    )
-    code = (
-        imports + inspect.getsource(make) + "\n"
-        "from pivotal.cache import InversionCache\n"
-        "cache = InversionCache(sys.argv[1], int(sys.argv[2]))\n"
-        "chance, hits = random.Random(int(sys.argv[3])), 0\n"
-        "for _ in range(120):\n"
-        "    number = chance.randrange(8)\n"
-        "    made = make(number)\n"
-        "    found = cache.get(cache.key_of(made))\n"
-        "    if found is None:\n"
-        "        cache.put(made)\n"
-        "        continue\n"
-        "    hits += 1\n"
-        "    assert torch.equal(found.inverted.noise, made.inverted.noise)\n"
-        "    assert found.prompt == made.prompt\n"
-        "    cache.list()\n"
-        "print(hits)\n"
-    )
+    forked = multiprocessing.get_context("fork")
+    answers = forked.Queue()
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "cache"), str(limit), str(seed)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        forked.Process(target=_use, args=(tmp_path / "cache", limit, seed, answers))
         for seed in range(2)
     ]
     for worker in workers:
-        out, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
-        assert "dropped" not in errors
-        assert int(out) > 0
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+        hits, said = answers.get(timeout=10)
+        assert "dropped" not in said
+        assert hits > 0
     cache = InversionCache(tmp_path / "cache", limit)
     cache.gc()
     assert 0 < sum(entry.bytes for entry in cache.list()) <= limit
