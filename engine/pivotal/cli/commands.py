@@ -20,6 +20,7 @@ from . import (
     invert,
     methods,
     models,
+    plan,
     profile,
     reconstruct,
     style,
@@ -66,6 +67,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     compare.compare,
     methods.methods,
     models.models,
+    plan.plan,
 )
 for _each in _COMMANDS:
     command(app)(_each)

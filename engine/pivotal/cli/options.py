@@ -16,6 +16,7 @@ from .completion import (
     complete_policies,
 )
 from .config import read_config
+from .values import parse_bytes
 
 if TYPE_CHECKING:
     from pivotal.cache import InversionCache
@@ -27,7 +28,7 @@ EVERY = "In general"
 Dtype = Annotated[
     str,
     typer.Option(
-        help="The UNet's: `float32`, `bfloat16`, `float16`, `float64`.",
+        help="The UNet's: `float32`, `bfloat16`, `float16`, `float64`; `tf32`, `fp8` on GPUs.",
         autocompletion=complete_dtypes,
         rich_help_panel=_MODEL,
     ),
@@ -94,6 +95,22 @@ class ModelOptions:
     local_files_only: Annotated[
         bool, typer.Option("--local-files-only", help="Never ask the hub.", rich_help_panel=_MODEL)
     ] = False
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What weights and a job may take, as `8GB`. Default: what a GPU has free.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Less memory for null-text, a third more time, the same result.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
     backend: Annotated[
         str,
         typer.Option(
@@ -119,6 +136,14 @@ class ModelOptions:
         ),
     ] = False
 
+    def bytes_allowed(self) -> int | None:
+        if self.memory_limit is None:
+            return None
+        found = parse_bytes(self.memory_limit, "--memory-limit")
+        if not found:
+            raise ValueError("--memory-limit 0: more than nothing is needed")
+        return found
+
     def load(self, default: str = "shapes", cache: InversionCache | None = None) -> Engine:
         """The engine. default: the model where none was named."""
         from pivotal.engine import Engine
@@ -133,6 +158,8 @@ class ModelOptions:
             local_files_only=self.local_files_only,
             backend=self.backend,
             exported=self.exported,
+            memory_limit=self.bytes_allowed() or "auto",
+            gradient_checkpointing=self.gradient_checkpointing,
             allow_foreign=self.allow_foreign_engine,
         )
 

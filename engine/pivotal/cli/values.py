@@ -20,11 +20,11 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, option: str = "--max-size") -> int:
     """Bytes of `500MB`."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?B?)", text.strip().upper())
     if not match or match[2] not in _UNITS:
-        raise ValueError(f"--max-size {text!r}: write a size as 500MB or 2GB")
+        raise ValueError(f"{option} {text!r}: write a size as 500MB or 2GB")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 
 from pivotal.errors import ModelError
 from pivotal.model.autoencoder import Autoencoder
-from pivotal.model.families import FAMILIES, Family, family_named
-from pivotal.model.folder import PICKLES, open_folder
+from pivotal.model.families import FAMILIES, Config, Family, family_named, family_of
+from pivotal.model.folder import PICKLES, ModelFolder, open_folder
 from pivotal.model.hub import fetch
+from pivotal.model.networks import empty_unet
 from pivotal.model.parts import Parts, folder_parts, random_parts
 from pivotal.model.text import TextEncoder
 from pivotal.model.unet import RoutedUNet
@@ -75,12 +77,53 @@ def load(
 
     Raises ValueError for a wrong argument, ModelError for a model that can't be had or run.
     """
-    name, place = str(source), (_device(device), precision_of(dtype))
+    place = (_device(device), precision_of(dtype))
     place[1].require_device(place[0])
     known = family_named(family) if isinstance(family, str) else family
+    name, found = _located(source, variant, revision, local_files_only, known)
+    if isinstance(found, ModelFolder):
+        return _model(name, folder_parts(found, known, *place), *place)
+    return _model(name, random_parts(*found, *place), *place)
+
+
+def described(
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> tuple[Family, Mapping[str, Config]]:
+    """A model's family and its config files by component; no weights are read.
+
+    Arguments and errors as `load`'s.
+    """
+    _, found = _located(source, variant, revision, local_files_only, None)
+    if isinstance(found, ModelFolder):
+        return family_of(found.configs["unet"]), found.configs
+    family, _ = found
+    published = family.architecture
+    assert published is not None
+    encoders = zip(("text_encoder", "text_encoder_2"), published.text_encoders, strict=False)
+    return family, {
+        "unet": empty_unet(published.unet).config,
+        "vae": published.autoencoder,
+        "scheduler": published.scheduler,
+        **dict(encoders),
+    }
+
+
+def _located(
+    source: str | Path,
+    variant: str | None,
+    revision: str | None,
+    local_files_only: bool,
+    family: Family | None,
+) -> tuple[str, ModelFolder | tuple[Family, int]]:
+    """The model's name, and its folder, or the family and seed of random weights."""
+    name = str(source)
     if name.startswith("random:"):
         _refuse(name, variant=variant, revision=revision, family=family)
-        return _model(name, random_parts(*_random(name), *place), *place)
+        return name, _random(name)
     if _URL.match(name):
         raise ValueError(f"{name!r} is a URL, and none is fetched; give a folder or a hub id")
     if name in BUNDLED and not isinstance(source, Path):
@@ -97,12 +140,12 @@ def load(
         )
     else:
         root = fetch(name, revision=revision, variant=variant, local_files_only=local_files_only)
-    return _model(name, folder_parts(open_folder(root, variant), known, *place), *place)
+    return name, open_folder(root, variant)
 
 
 def _model(name: str, parts: Parts, device: torch.device, precision: Precision) -> Model:
     family, autoencoder = parts.family, Autoencoder(parts.autoencoder)
-    size = _default_size(parts.unet.config.sample_size, autoencoder.scale, family)
+    size = default_size(parts.unet.config.sample_size, autoencoder.scale, family)
     text = TextEncoder(
         parts.tokenizers, parts.text_encoders, default_size=size, zero_empty=parts.zero_empty
     )
@@ -118,7 +161,7 @@ def _model(name: str, parts: Parts, device: torch.device, precision: Precision) 
     )
 
 
-def _default_size(latents: object, scale: int, family: Family) -> tuple[int, int]:
+def default_size(latents: object, scale: int, family: Family) -> tuple[int, int]:
     """Pixels, from the latents' size that the UNet's config names: a side, both, or none."""
     if isinstance(latents, int):
         return latents * scale, latents * scale
