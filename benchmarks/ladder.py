@@ -120,14 +120,9 @@ class Ladder:
         return run
 
     def ours(
-        self,
-        method: str,
-        *,
-        half: bool = True,
-        compiled: bool = False,
-        graphs: bool = False,
-        **options: Any,
-    ) -> Callable[[], Tensor]:
+        self, method: str, options: Mapping[str, Any], *, half: bool = True,
+        compiled: bool = False, graphs: bool = False,
+    ) -> Callable[[], Tensor]:  # fmt: skip
         """Our algorithm and denoiser: null embeddings [1, steps, L, D]."""
         given = self.inputs
         dtype = "bfloat16" if half else "float32"
@@ -192,15 +187,15 @@ def cases(ladder: Ladder) -> Iterator[Case]:
     yield rung("+ half precision (bfloat16)", plain(half=True))
     yield rung("+ fused attention", plain(half=True, fused=True))
     yield rung("+ batched cond and uncond", plain(half=True, fused=True, batched=True))
-    yield rung("+ our driver and guided step", lambda: ladder.ours("null-text", **fixed))
-    yield rung("+ compile", lambda: ladder.ours("null-text", compiled=True, **fixed), needs=slow)
+    yield rung("+ our driver and guided step", lambda: ladder.ours("null-text", fixed))
+    yield rung("+ compile", lambda: ladder.ours("null-text", fixed, compiled=True), needs=slow)
     yield rung(
         "+ CUDA graphs",
-        lambda: ladder.ours("null-text", compiled=True, graphs=True, **fixed),
+        lambda: ladder.ours("null-text", fixed, compiled=True, graphs=True),
         needs=slow if ladder.device.startswith("cuda") else "a CUDA device is needed",
     )
     yield rung("+ Triton kernels", absent, needs="fitting asks for no routes; see suite kernels")
-    yield rung("+ time-parallel fit", lambda: ladder.ours("null-text-parallel", **parallel))
+    yield rung("+ time-parallel fit", lambda: ladder.ours("null-text-parallel", parallel))
     yield rung("+ TensorRT", absent, needs="TensorRT answers no gradients, which fitting needs")
     alone = "one at a time"
     yield rung("half precision (bfloat16)", plain(half=True), alone)
@@ -209,7 +204,7 @@ def cases(ladder: Ladder) -> Iterator[Case]:
     yield rung("compile", plain(compiled=True), alone, needs=slow)
     yield rung(
         "time-parallel fit",
-        lambda: ladder.ours("null-text-parallel", half=False, **parallel),
+        lambda: ladder.ours("null-text-parallel", parallel, half=False),
         alone,
     )
 

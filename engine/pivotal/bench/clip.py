@@ -17,13 +17,17 @@ def local_clip_score() -> Callable[[Pixels, str], float] | str:
 
     Nothing is fetched, and only safetensors are read.
     """
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(MODEL, "model.safetensors"), str):
+        return f"the weights of {MODEL} are not on this machine"
     from transformers import CLIPModel, CLIPProcessor
 
     try:
         model = CLIPModel.from_pretrained(MODEL, local_files_only=True, use_safetensors=True).eval()
         processor = CLIPProcessor.from_pretrained(MODEL, local_files_only=True)
-    except (OSError, ValueError):
-        return f"the weights of {MODEL} are not on this machine"
+    except (OSError, ValueError) as error:
+        return f"{MODEL} can't be read: {error}"
 
     def score(picture: Pixels, text: str) -> float:
         given = processor(
