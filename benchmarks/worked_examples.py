@@ -48,10 +48,10 @@ def losses(engine: pivotal.Engine, steps: int, seed: int) -> list[Row]:
     kept[: kept.shape[0] // 2] = True
     wishes = [
         ("blue:0.9", channel_level("blue"), 75.0, 5, False),
-        ("blue:0.9, scale 300", channel_level("blue"), 300.0, 5, False),
-        ("the same through the UNet", channel_level("blue"), 300.0, 5, True),
-        ("image, scale 500, every 2", similarity(wanted), 500.0, 2, False),
-        ("image, its upper half", preservation(wanted[0], kept), 500.0, 2, False),
+        ("blue:0.9, scale 150", channel_level("blue"), 150.0, 5, False),
+        ("scale 600 through the UNet", channel_level("blue"), 600.0, 5, True),
+        ("image, scale 200, every 2", similarity(wanted), 200.0, 2, False),
+        ("image, its upper half", preservation(wanted[0], kept), 200.0, 2, False),
     ]
     panels = [_panel("no loss", plain)]
     for title, loss, scale, every, through in wishes:
