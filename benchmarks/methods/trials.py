@@ -147,7 +147,7 @@ def finite_difference() -> list[Trial]:
     for scale in SCALES:
         for asked in ("destination", "source"):
             given: dict[str, Any] = {"guidance_scale": scale, "asked_at": asked}
-            found.append(Trial(f"DDIM, asked at {asked}, at {scale:g}", "ddim", scale, given, 2))
+            found.append(Trial(f"DDIM, asked at {asked}, at {scale:g}", "ddim", scale, given, 8))
         choices: dict[str, dict[str, Any]] = {
             "none": {"refine_iterations": 0},
             **{f"offset {offset:g}": {"earlier": offset} for offset in OFFSETS},
@@ -161,7 +161,7 @@ def finite_difference() -> list[Trial]:
             },  # fmt: skip,
         }
         for label, given in choices.items():
-            found.append(Trial(f"{label}, at {scale:g}", "finite-difference", scale, given, 2))
+            found.append(Trial(f"{label}, at {scale:g}", "finite-difference", scale, given, 8))
     return found
 
 
