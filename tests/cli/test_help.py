@@ -44,6 +44,7 @@ def command_of(words):
 
 
 EXAMPLES = [line for command in COMMANDS.values() for line in examples(command)]
+SLOW = "pivotal export"  # traces five networks, or builds engines of them
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -76,7 +77,13 @@ def files(tmp_path_factory, pivotal, prepared):
     return folder
 
 
-@pytest.mark.parametrize("line", sorted(set(EXAMPLES)))
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.slow if line.startswith(SLOW) else ())
+        for line in sorted(set(EXAMPLES))
+    ],
+)
 def test_every_example_runs_and_prints_one_json_object_if_asked(pivotal, files, tmp_path, line):
     words = shlex.split(line)[1:]
     command = command_of(words)
