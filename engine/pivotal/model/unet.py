@@ -50,6 +50,7 @@ class RoutedUNet(nn.Module):
         self.unet = unet
         self.layers = _attention_layers(unet)
         self.word_map_downscale = word_map_downscale
+        self.attention: str = impl
         sources = {
             layer.name
             for layer in self.layers
@@ -84,7 +85,8 @@ class RoutedUNet(nn.Module):
             attention: Any = self.unet.get_submodule(layer.name)
             width = attention.to_q.out_features // attention.heads
             settled = settle(impl, parameter.device.type, parameter.dtype, width)
-            attention.processor.impl = impl
+            attention.processor.impl = settled
+        self.attention = settled
         return settled
 
     def checkpoint_gradients(self, wanted: bool) -> None:
@@ -158,9 +160,9 @@ class _RoutedProcessor:
         elif self.layer.kind == "self":
             index = self.layer.index
             out = scaled_dot_product_attention(
-                query[routes.self_queries[index]],
-                key[routes.self_keys[index]],
-                value[routes.self_values[index]],
+                _taken(query, routes.self_queries[index]),
+                _taken(key, routes.self_keys[index]),
+                _taken(value, routes.self_values[index]),
                 scale=attn.scale,
             )
         else:
@@ -181,6 +183,14 @@ class _RoutedProcessor:
         merged = out.transpose(1, 2).flatten(2)  # [B, N, C]
         projected_back: Tensor = attn.to_out[1](attn.to_out[0](merged))
         return projected_back
+
+
+def _taken(tensor: Tensor, rows: Tensor) -> Tensor:
+    """`tensor[rows]`, without a copy where a CPU sees that each row is its own."""
+    looking = rows.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looking and rows.tolist() == list(range(len(rows))):
+        return tensor
+    return tensor[rows]
 
 
 def _attention_layers(unet: UNet2DConditionModel) -> tuple[AttentionLayer, ...]:

@@ -37,14 +37,30 @@ def two_attentions(
         value = pad(value, (0, -value.shape[-1] % 8))
         query = pad(query, (0, value.shape[-1] - width))
         key = pad(key, (0, value.shape[-1] - width))
-    mixed = mix[:, None].to(value.dtype) @ value  # [B, H, L, D(+K)]
     kept = keep[:, None, :, None].to(value.dtype) * value
-    own = attention(query, key, kept, scale)
-    borrowed = attention(query[donors], key[donors], mixed, scale)
-    out = own + borrowed
+    out = attention(query, key, kept, scale)
+    rows = _borrowers(mix, query, key, value)
+    if rows is None:
+        mixed = mix[:, None].to(value.dtype) @ value  # [B, H, L, D(+K)]
+        out = out + attention(query[donors], key[donors], mixed, scale)
+    elif len(rows):
+        mixed, lent = mix[rows, None].to(value.dtype) @ value[rows], donors[rows]
+        out[rows] += attention(query[lent], key[lent], mixed, scale)
     if words is None:
         return out, None
     return out[..., :width], out[..., width : width + words.shape[-1]].mean(dim=1)
+
+
+def _borrowers(mix: Tensor, *inputs: Tensor) -> Tensor | None:
+    """The rows that borrow anything, int64 [R]; None where all are taken to.
+
+    Most rows of an edit borrow nothing, but only a CPU can look at the values without waiting, and
+    a graph or a gradient must be the same for all values.
+    """
+    differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (mix, *inputs))
+    if mix.device.type != "cpu" or differentiable or torch.compiler.is_compiling():
+        return None
+    return mix.flatten(1).any(dim=1).nonzero().flatten()
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
