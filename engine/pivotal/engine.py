@@ -11,6 +11,8 @@ from typing import Any, Literal, Self, TypeVar
 
 from torch import Tensor
 
+from pivotal_kernels.routed_attention import Impl
+
 from . import comparing, generating, inverting, replaying, styling
 from .cache import InversionCache
 from .cancellation import Cancellation
@@ -28,6 +30,7 @@ from .planning import Planner
 from .query import Conditioning
 from .results import Edited, Generated, Images, OutputType, Reconstruction, as_output
 from .running import Runner, Watch
+from .runtime.compiled_unet import CompileOptions, compile_options
 from .runtime.exported.backend import denoiser_of
 from .runtime.memory_plan import MemoryPlan
 from .runtime.prepared import torch_denoiser
@@ -93,6 +96,8 @@ class Engine:
         backend: str = "torch",
         exported: str | Path | None = None,
         allow_foreign: bool = False,
+        compile: bool | CompileOptions = False,
+        attention: Impl = "auto",
         **options: Any,
     ) -> Engine:
         """`model`: "shapes" (bundled), a diffusers folder, a hub id, or "random:<family>".
@@ -103,11 +108,16 @@ class Engine:
         gradient_checkpointing: less memory for null-text, a third more time, the same result.
         backend: what runs the UNet: "torch", or from the folder `exported` "onnx" and "tensorrt",
         which "+torch" leaves gradients to. allow_foreign: see `runtime.exported.backend`.
+        compile: run torch's UNet compiled; what is first asked then takes minutes (`warm_up`).
+        attention: what runs routed cross-attention, see `pivotal_kernels.routed_attention`.
         options: device, dtype, variant, revision, local_files_only, family, as `model.load.load`.
         """
         start = time.perf_counter()
         loaded = load(model, **options)
-        in_torch = partial(torch_denoiser, loaded, _decoder(loaded))
+        loaded.unet.use_attention(attention)
+        in_torch = partial(
+            torch_denoiser, loaded, _decoder(loaded), compile_options(compile, attention, backend)
+        )
         engine = cls(
             loaded,
             denoiser_of(backend, loaded, exported, in_torch, allow_foreign=allow_foreign),
@@ -123,6 +133,25 @@ class Engine:
     def load_seconds(self) -> float:
         """What `load` took; 0 for a model that was there already."""
         return self._runner.load_seconds
+
+    def warm_up(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        rows: Sequence[int] = (1, 2, 4),
+        gradients: bool = True,
+    ) -> dict[str, float]:
+        """Ask the network once for each kind of batch, so that a compiled one is compiled before
+        it is needed, and prove that every attention layer of it follows its route.
+
+        size: (height, width) in pixels, the model's default if None. rows: UNet batches to come;
+        an edit of one target has 4. gradients: null-text's too. Returns the seconds of each.
+        Raises BackendError for what can't be compiled, EditWithoutEffectError for a deaf layer.
+        """
+        if not rows or min(rows) < 1:
+            raise ValueError(f"rows={list(rows)}; numbers of rows from 1 are expected")
+        checked = self._runner.checked_size(size)
+        return self._runner.warm_up(checked, rows, gradients=gradients)
 
     def plan(
         self,

@@ -164,6 +164,8 @@ class _Run:
                 "noise_std_ratio": noise_std_ratio(inverted.noise, grid.levels[-1]),
                 "device": str(model.device),
                 "dtype": runner.dtype_name,
+                "backend": runner.denoiser.name,
+                "attention": model.unet.attention,
             },
         )
 

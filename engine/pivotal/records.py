@@ -41,6 +41,8 @@ def inversion_record(inversion: Inversion, found: Reconstruction) -> dict[str, A
         "family": inversion.family,
         "device": report["device"],
         "dtype": report["dtype"],
+        "backend": report.get("backend", "torch"),
+        "attention": report.get("attention", "auto"),
         "unet_rows": report["unet_rows"],
         "cached": bool(report.get("cached")),
         "prompt": inversion.prompt,

@@ -44,12 +44,21 @@ class CompileOptions:
                 f"backend={self.backend!r} is unknown; accepted are {', '.join(known)}"
             )
 
-    @classmethod
-    def of(cls, given: bool | CompileOptions) -> CompileOptions | None:
-        """What `compile=` means: True is the defaults with pivotal's own cache, False is eager."""
-        if isinstance(given, CompileOptions):
-            return given
-        return cls(cache=default_compile_folder()) if given else None
+
+def compile_options(
+    given: bool | CompileOptions, attention: str = "auto", backend: str = "torch"
+) -> CompileOptions | None:
+    """What `compile=` means: True is the defaults with pivotal's own cache, False is None: eager.
+
+    Raises ValueError where a backend that runs no torch network is to be compiled, or to use an
+    attention that was named.
+    """
+    if "torch" not in backend and (given or attention != "auto"):
+        what = f"compile={given!r}" if given else f"attention={attention!r}"
+        raise ValueError(f"{what} means nothing for backend {backend}; leave it out")
+    if isinstance(given, CompileOptions):
+        return given
+    return CompileOptions(cache=default_compile_folder()) if given else None
 
 
 class CompiledUNet(nn.Module):
