@@ -12,6 +12,8 @@ from pivotal.bench.cases import Case, Prepared
 from pivotal.bench.suites.checks import require_close, require_finite
 from pivotal.bench.suites.plan import PROMPT, Plan
 from pivotal.query import Answer, Denoise, NoiseGradient, NoiseLoss
+from pivotal.runtime.compiled_unet import CompiledUNet, CompileOptions
+from pivotal.runtime.torch_denoiser import TorchDenoiser
 
 SUITE = "unet"
 # A row alone against the same row in company: kernels sum in another order. Over eps and gradients.
@@ -21,6 +23,7 @@ _TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.02
 def cases(plan: Plan) -> Iterator[Case]:
     """Rows 1, 2, 4, 8; the model's size and double its sides; its dtype and, on request, others."""
     rows = (1, 4) if plan.quick else (1, 2, 4, 8, 16)
+    backends = ("torch",) if plan.quick else ("torch", "compiled")
     dtypes = [plan.dtype]
     if not plan.quick:
         dtypes += [name for name in ("bfloat16", "float16") if name != plan.dtype]
@@ -28,36 +31,39 @@ def cases(plan: Plan) -> Iterator[Case]:
         at = replace(plan, dtype=dtype)
         for scale in (1,) if plan.quick else (1, 2):
             for batch in rows:
-                yield _case(at, batch, scale, "forward")
+                yield from (_case(at, batch, scale, "forward", each) for each in backends)
             for batch in rows[:1] if plan.quick else rows[:3]:
-                yield _case(at, batch, scale, "forward and backward")
+                yield from (
+                    _case(at, batch, scale, "forward and backward", each) for each in backends
+                )
 
 
-def _case(plan: Plan, rows: int, scale: int, work: str) -> Case:
+def _case(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Case:
     settings = {
         "model": plan.model, "dtype": plan.dtype, "rows": rows, "scale": scale, "work": work,
-        "backend": "torch",
+        "backend": backend,
     }  # fmt: skip
     side = "" if scale == 1 else f", sides x {scale}"
     name = f"{plan.model} {plan.dtype}, {work}, {rows} rows{side}"
+    name += "" if backend == "torch" else f", {backend}"
     group = f"{plan.model} {plan.dtype}"
-    return Case(SUITE, name, lambda: _prepare(plan, rows, scale, work), settings, group)
+    return Case(SUITE, name, lambda: _prepare(plan, rows, scale, work, backend), settings, group)
 
 
-def _prepare(plan: Plan, rows: int, scale: int, work: str) -> Prepared:
-    model, denoiser = plan.engine.model, plan.engine.denoiser
+def _prepare(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Prepared:
+    model, eager = plan.engine.model, plan.engine.denoiser
+    denoiser = eager if backend == "torch" else _compiled(plan)
     size = (model.default_size[0] * scale, model.default_size[1] * scale)
     query = question(plan, rows, size, backward=work != "forward")
     pixels = size[0] // model.autoencoder.scale * (size[1] // model.autoencoder.scale)
 
     def check(answer: Answer) -> Mapping[str, Any]:
-        """Row 0 is what it is alone."""
-        alone = denoiser.answer(query.select(torch.tensor([0])))
+        """Row 0 is what it is alone, run eagerly."""
+        alone = eager.answer(query.select(torch.tensor([0])))
         found = {"eps": (answer.eps[:1], alone.eps)}
         if isinstance(answer, NoiseLoss) and isinstance(alone, NoiseLoss):
             found["gradient"] = (answer.gradient[:1], alone.gradient)
-        for name, values in (("eps", answer.eps),):
-            require_finite(values, name)
+        require_finite(answer.eps, "eps")
         tolerance = _TOLERANCE[plan.dtype]
         return {
             f"{name}_error": require_close(*pair, tolerance, name) for name, pair in found.items()
@@ -67,7 +73,16 @@ def _prepare(plan: Plan, rows: int, scale: int, work: str) -> Prepared:
         with torch.no_grad():
             return denoiser.answer(query)
 
-    return Prepared(run, check)
+    if backend == "torch":
+        return Prepared(run, check)
+    return Prepared(run, check, compile=run, counted=False)
+
+
+def _compiled(plan: Plan) -> TorchDenoiser:
+    """The same weights through `torch.compile`; its first answer compiles."""
+    model = plan.engine.model
+    network = CompiledUNet(model.unet, CompileOptions())
+    return TorchDenoiser(network, model.levels.config.prediction_type)
 
 
 def question(
