@@ -25,7 +25,7 @@ _TORCH = {  # by the element types of ONNX's TensorProto
 class OnnxNetwork:
     """Runs a file on the CPU or a CUDA device; tensors are bound by address and never copied.
 
-    threads: inside an operator; ONNX Runtime's choice if None. Raises BackendError where the
+    threads: inside an operator; as many as torch uses if None. Raises BackendError where the
     device's provider is not installed, and for a file that it can't run: it never falls back.
     """
 
@@ -39,8 +39,7 @@ class OnnxNetwork:
         self.path, self.device = path, device
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # errors
-        if threads is not None:
-            settings.intra_op_num_threads = threads
+        settings.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
         self._index = 0 if device.index is None else device.index
         provider: Any = "CPUExecutionProvider"
         if device.type == "cuda":
