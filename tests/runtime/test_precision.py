@@ -130,3 +130,45 @@ def test_without_scaling_float16_has_no_gradient(shapes_query):
     kept = Engine.load(dtype=scaled).denoiser.answer(query).gradient
     assert shown(lost, exact)[1] > 0.9
     assert shown(kept, exact)[0] > 0.999
+
+
+@pytest.mark.parametrize(("name", "loss"), [("float16", 0.3), ("bfloat16", 1.0)])
+def test_null_text_loses_few_decibels_in_half_precision(fitted, name, loss):
+    """The reconstruction's latents against float32's, at guidance 7.5."""
+    assert fitted(name) > fitted("float32") - loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "loss"), [("float16", 0.3), ("bfloat16", 1.0)])
+def test_null_text_of_fifty_steps_loses_few_decibels_in_half_precision(fitted, name, loss):
+    assert fitted(name, steps=50) > fitted("float32", steps=50) - loss
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """`fitted(name, steps)`: decibels of a picture's latents after null-text and back."""
+    found = {}
+
+    def decibels(name, steps=3):
+        if (name, steps) not in found:
+            engine = Engine.load(dtype=name)
+            noise = torch.Generator().manual_seed(0)
+            scene = Engine.load().generate(
+                "a red circle on a gray background", generator=noise, num_inference_steps=4
+            )
+            inversion = engine.invert(
+                scene.images[0],
+                scene.prompts[0],
+                num_inference_steps=steps,
+                options={"inner_steps": 4},
+            )
+            seen = []
+            engine.reconstruct(
+                inversion,
+                callback_on_step_end=lambda _, step, at, tensors: seen.append(tensors) or {},
+            )
+            square = (seen[-1]["latents"] - inversion.latents).square().mean()
+            found[name, steps] = float(-10 * square.log10())
+        return found[name, steps]
+
+    return decibels
