@@ -55,22 +55,22 @@ def ddim(figure: Figure, rows: Rows) -> None:
 
 
 def k_euler(figure: Figure, rows: Rows) -> None:
-    """The noise's deviation and decibels against the steps up, by derivative and grid."""
+    """The noise's deviation and decibels of latents against the steps up, by derivative and grid."""
     figure.set_size_inches(9, 6.4)
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for column, grid in enumerate(("linear", "karras")):
         for name in DERIVATIVES:
             found = [(count, rows.get(f"{count} up, {name}, {grid}")) for count in UP]
-            for place, figure_name in enumerate(("noise_std_ratio", "picture_db")):
+            for place, figure_name in enumerate(("noise_std_ratio", "latents_db")):
                 points = [(count, row[figure_name]) for count, row in found if row is not None]
                 panels[place][column].semilogx(*_columns(points), marker="o", label=name)
         panels[0][column].set(title=f"{grid} grid")
         panels[0][column].axhline(1.0, color="grey", linewidth=0.8)
-        _autoencoder(panels[1][column], rows)
         panels[1][column].set(xlabel="steps up")
         panels[1][column].set_xticks(UP, [str(count) for count in UP])
+        panels[1][column].set_xticks([], minor=True)
     panels[0][0].set(ylabel="noise deviation / sigma_max")
-    panels[1][0].set(ylabel="reconstruction, dB")
+    panels[1][0].set(ylabel="reconstruction of latents, dB")
     panels[0][0].legend(title="derivative at", fontsize=8)
 
 

@@ -53,7 +53,8 @@ def _one(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     failed = next((row for row in parts if "error" in row), None)
     if failed is not None:
         return failed
-    scenes = [scene for row in parts for scene in row["each"]]
+    # Groups may overlap where they were of another size.
+    scenes = list({scene["case"]: scene for row in parts for scene in row["each"]}.values())
     costs = {name: _cost(parts, name) for name in _COSTS}
     return {**parts[0], **means(scenes), **costs, "scenes": len(scenes), "each": scenes}
 

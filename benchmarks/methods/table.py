@@ -234,7 +234,7 @@ def environment(model: str) -> dict[str, Any]:
     return {
         "model": model,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": "python -m " + " ".join(["methods.table", *sys.argv[1:]]),
+        "command": "python -m " + " ".join([f"methods.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         "machine": {"cpu": platform.machine(), "python": platform.python_version(), "threads": 1},

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from methods import table
+from methods import odd_timestep, table
 from methods.measuring import measure, options_of, scenes_of
 from methods.plots import PLOTS, draw
 from methods.results import joined, rows_of
@@ -192,6 +192,15 @@ def test_rows_of_other_weights_and_rows_that_failed_do_not_count(tmp_path):
     assert rows_of(tmp_path / "none.jsonl", "old") == []
 
 
+def test_groups_that_overlap_count_a_scene_once(engine, scenes):
+    row = measure(engine, scenes, Trial("a", "ddim", 1.0), 1, edited=False)
+    both = {**row, "study": "table", "count": 2}
+    one = {**both, "count": 1, "each": row["each"][:1]}
+    (found,) = joined([both, one])
+    assert found["scenes"] == 2
+    assert found["latents_db"] == pytest.approx(row["latents_db"])
+
+
 def test_an_unknown_study_is_refused(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(monkeypatch, tmp_path / "none", "--study", "euler")
@@ -246,3 +255,13 @@ class Asked(dict):
     def __contains__(self, label):
         self.labels.add(label)
         return False
+
+
+def test_the_odd_timesteps_error_is_relative_to_asking_both_at_t(engine, scenes, tmp_path):
+    lines = [odd_timestep.errors(engine, scenes, scale, 4) for scale in (1.0, 3.0)]
+    assert [line[0] for line in lines] == [1.0, 1.0]
+    # At guidance 1 the unconditional pass, and so its timestep, has no part.
+    assert lines[0] == pytest.approx([1.0] * len(lines[0]), rel=1e-3)
+    assert len(set(lines[1])) == len(odd_timestep.OFFSETS)
+    assert all(value > 0 for value in lines[1])
+    assert odd_timestep.draw([lines[1]] * len(odd_timestep.SCALES), tmp_path).stat().st_size > 5000
