@@ -55,7 +55,7 @@ def ddim(figure: Figure, rows: Rows) -> None:
 
 
 def k_euler(figure: Figure, rows: Rows) -> None:
-    """The noise's deviation and decibels of latents against the steps up, by derivative and grid."""
+    """The noise's deviation and latents' decibels against the steps up, by derivative and grid."""
     figure.set_size_inches(9, 6.4)
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for column, grid in enumerate(("linear", "karras")):
