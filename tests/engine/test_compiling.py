@@ -56,3 +56,14 @@ def test_a_compiled_engine_gives_what_the_eager_one_gives(engine, inversion, pic
     torch.testing.assert_close(*noise, rtol=1e-3, atol=1e-3)
     expected = engine.edit(inversion, TARGET, blend="auto")
     torch.testing.assert_close(edited.latents, expected.latents, rtol=1e-2, atol=1e-2)
+
+
+def test_the_command_line_hands_both_choices_on(monkeypatch):
+    import pivotal.engine
+    from pivotal.cli.options import ModelOptions
+
+    given = {}
+    monkeypatch.setattr(pivotal.engine.Engine, "load", lambda *_, **options: given.update(options))
+    ModelOptions(compile=True, attention_impl="reference").load()
+    assert given["compile"] is True
+    assert given["attention"] == "reference"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -21,6 +21,7 @@ from .values import parse_bytes
 if TYPE_CHECKING:
     from pivotal.cache import InversionCache
     from pivotal.engine import Engine
+    from pivotal_kernels.routed_attention import Impl
 
 _MODEL = "Model"  # panels of a command's help
 EVERY = "In general"
@@ -136,6 +137,23 @@ class ModelOptions:
         ),
     ] = False
 
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Run torch's UNet compiled. The first run of each kind takes minutes; what was "
+            "compiled is kept.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+    attention_impl: Annotated[
+        str,
+        typer.Option(
+            help="What runs an edit's cross-attention: `sdpa`, `xformers`, `triton`, `reference`.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto"
+
     def bytes_allowed(self) -> int | None:
         if self.memory_limit is None:
             return None
@@ -161,6 +179,8 @@ class ModelOptions:
             memory_limit=self.bytes_allowed() or "auto",
             gradient_checkpointing=self.gradient_checkpointing,
             allow_foreign=self.allow_foreign_engine,
+            compile=self.compile,
+            attention=cast("Impl", self.attention_impl),  # checked where it is used
         )
 
 
