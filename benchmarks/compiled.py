@@ -1,10 +1,10 @@
 """Compiling, measured on one device: against eager, its start, and what routes cost.
 
-    python benchmarks/compiled.py calls [--model shapes] [--steps 10] [--pairs 5] [--regional]
+    python benchmarks/compiled.py calls [--model shapes] [--work edit] [--steps 10] [--pairs 5]
     python benchmarks/compiled.py routes [--model random:sd1] [--side 64] [--pairs 3] [--compile]
     python benchmarks/compiled.py start [--model random:sd1] [--side 8]
 
-`calls`: inverting (DDIM), null-text fitting and a Prompt-to-Prompt edit of latents, compiled and
+`calls`: DDIM inversion, null-text fitting (10 Adam steps) and a P2P edit of latents, compiled and
 eager in turn; not timed unless both give the same latents. `routes`: one UNet batch of four rows,
 as an edit asks it, against the same rows without routes. `start`: seconds from a loaded network to
 a first answer with routes, whole and block by block, each in a process of its own, with an empty
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--regional", action="store_true")
+    parser.add_argument("--work", action="append", choices=list(WORKS), help="for calls; all")
     parser.add_argument("--cache", type=Path, default=None)
     given = parser.parse_args()
     for figures in MEASURES[given.what](given):
@@ -82,14 +83,12 @@ def calls(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Compiled against eager: three kinds of work on latents, with the very same start."""
     given.model = given.model or "shapes"
     model = load(given.model, device=given.device, dtype=given.dtype)
-    eager, compiled = denoisers(model, given, Buckets((1, 2, 4)))
-    works = {
-        "invert (DDIM)": lambda by: inverted(model, by, given.steps),
-        "null-text, 10 Adam steps": lambda by: fitted(model, by, given.steps),
-        "Prompt-to-Prompt edit": lambda by: edited(model, by, given.steps),
-    }
+    chosen = given.work or list(WORKS)
+    rows_needed = {4 if name == "edit" else 1 for name in chosen}
+    eager, compiled = denoisers(model, given, Buckets(tuple(sorted(rows_needed))))
     rows = []
-    for name, work in works.items():
+    for name in chosen:
+        work = partial(WORKS[name], model, given.steps)
         start = time.perf_counter()
         found = work(compiled)  # compiles what is missing
         first = time.perf_counter() - start
@@ -213,20 +212,20 @@ def synchronize(given: argparse.Namespace) -> None:
         torch.cuda.synchronize()
 
 
-def inverted(model: Model, by: Denoiser, steps: int) -> Tensor:
+def inverted(model: Model, steps: int, by: Denoiser) -> Tensor:
     latents, cond, null = start_of(model)
     schedule = model.levels.schedule(steps)
     return drive(ddim.invert(schedule, latents, cond, null, ddim.DDIMOptions()), by).noise
 
 
-def fitted(model: Model, by: Denoiser, steps: int) -> Tensor:
+def fitted(model: Model, steps: int, by: Denoiser) -> Tensor:
     latents, cond, null = start_of(model)
     options = null_text.NullTextOptions(early_stop=-1.0, early_stop_growth=0.0)
     schedule = model.levels.schedule(steps)
     return drive(null_text.invert(schedule, latents, cond, null, options), by).noise
 
 
-def edited(model: Model, by: Denoiser, steps: int) -> Tensor:
+def edited(model: Model, steps: int, by: Denoiser) -> Tensor:
     schedule = model.levels.schedule(steps)
     tokens = [model.text.tokens(prompt) for prompt in (SOURCE, TARGET)]
     layers = Layers(
@@ -276,6 +275,11 @@ def encoded(model: Model, *prompts: str) -> Conditioning:
         return model.text.encode(prompts).to(model.device)
 
 
+WORKS: Mapping[str, Callable[[Model, int, Denoiser], Tensor]] = {
+    "invert": inverted,
+    "null-text": fitted,
+    "edit": edited,
+}
 MEASURES = {"calls": calls, "routes": routes, "start": start}
 
 if __name__ == "__main__":
