@@ -3,7 +3,10 @@ import torch
 
 from pivotal.bench.cases import Case, Prepared
 from pivotal.bench.errors import WrongResultError
-from pivotal.bench.measuring import Effort
+from pivotal.bench.measuring import Effort, measure
+from pivotal.bench.rows import append, read
+
+CPU = torch.device("cpu")
 
 
 def test_a_row_has_samples_intervals_ceilings_and_where_it_was_measured(sleeping, rows_of):
@@ -74,3 +77,20 @@ def test_sampling_ends_once_every_interval_is_narrow(sleeping, rows_of):
     with pytest.raises(ValueError, match="fewest <= rounds"):
         Effort(rounds=2, fewest=3)
     assert Effort().fewest < Effort().rounds
+
+
+def test_what_was_measured_before_an_interruption_is_kept(sleeping, tmp_path):
+    def interrupted(what, done, most):
+        if what == "suite: second":
+            raise KeyboardInterrupt
+
+    cases = [sleeping("first", 100.0, group="1"), sleeping("second", 100.0, group="2")]
+    path = tmp_path / "bench.jsonl"
+
+    def run():
+        for row in measure(cases, CPU, Effort(3, 3, 0.0), listener=interrupted):
+            append(path, row)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert [row["case"] for row in read(path)] == ["first"]

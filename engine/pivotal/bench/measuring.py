@@ -99,8 +99,14 @@ def measure(
                 yield {**common, **_named(case), **ready}
         if running:
             ceilings, ceiling_samples = _rounds(running, stopwatch, effort, dtype, listener)
+            after = {"gpu_after": gpu_state(device)} if device.type == "cuda" else {}
             for each in running:
-                yield {**common, **_named(each.case), **_timed(each, ceilings, ceiling_samples)}
+                yield {
+                    **common,
+                    **after,
+                    **_named(each.case),
+                    **_timed(each, ceilings, ceiling_samples),
+                }
 
 
 def _named(case: Case) -> dict[str, Any]:
@@ -209,6 +215,4 @@ def _timed(
             "least_seconds": ceilings.least_seconds(each.work),
             "percent_of_roofline": 100 * ceilings.least_seconds(each.work) / interval.middle,
         }
-    if each.prepared.counted and torch.cuda.is_available():
-        row["gpu_after"] = gpu_state(torch.device("cuda"))
     return row
