@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def main() -> None:
         samples[name] = {side: [] for side in sides}
         for _ in range(arguments.rounds):
             for side, engine in sides.items():
-                taken = stopwatch.seconds(lambda work=work, engine=engine: work(engine))
+                taken = stopwatch.seconds(partial(work, engine))
                 samples[name][side].append(taken)
     medians = {
         name: {side: statistics.median(taken) for side, taken in each.items()}
