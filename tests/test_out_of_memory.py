@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pivotal.driver import drive, drive_many
+from pivotal.engine import Engine
 from pivotal.errors import OutOfMemoryError
 from pivotal.query import Denoise
 from pivotal.runtime.out_of_memory import saying
@@ -133,3 +134,14 @@ def test_other_errors_are_not_taken_for_it():
         saying("decoding"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_an_autoencoder_out_of_memory_is_said_in_a_sentence(monkeypatch):
+    engine = Engine.load()
+
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(engine.model.autoencoder, "decode", full)
+    with pytest.raises(OutOfMemoryError, match="while decoding latents of 16 x 16: use a smaller"):
+        engine.decode(torch.zeros(1, 4, 16, 16))

@@ -25,6 +25,7 @@ from .query import Conditioning, Result
 from .runtime.buckets import Buckets
 from .runtime.compiled_denoiser import warm_up
 from .runtime.memory_plan import MemoryPlan
+from .runtime.out_of_memory import saying
 from .runtime.probe import probe_routes
 from .schedule import Schedule
 from .serving import Service, Serving
@@ -203,7 +204,9 @@ class Runner:
 
     def encode_picture(self, pixels: Pixels) -> Tensor:
         """A picture, uint8 [H, W, 3], to latents [1, C, h, w] float32 on the model's device."""
-        with self._coding.take(self._either()), torch.no_grad():
+        height, width = pixels.shape[:2]
+        what = saying(f"encoding a picture of {height} x {width}")
+        with self._coding.take(self._either()), torch.no_grad(), what:
             return self.model.autoencoder.encode(to_tensor(pixels)).to(self.model.device)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -214,7 +217,8 @@ class Runner:
         return torch.cat([self._decode_one(one) for one in latents.split(1)])
 
     def _decode_one(self, latents: Tensor) -> Tensor:
-        with self._coding.take(self._either()), torch.no_grad():
+        what = saying(f"decoding latents of {latents.shape[-2]} x {latents.shape[-1]}")
+        with self._coding.take(self._either()), torch.no_grad(), what:
             return self.model.autoencoder.decode(latents.to(self.model.device, torch.float32)).cpu()
 
     def pictures(self, latents: Tensor) -> list[Pixels]:
