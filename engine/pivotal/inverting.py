@@ -109,6 +109,7 @@ class _Run:
     latents: torch.Tensor
     job: Job[Inverted]
     seconds: float  # of reading and encoding
+    overflows: dict[str, int]  # before it ran
 
     @staticmethod
     def planned(runner: Runner, task: Task, settings: Settings) -> _Run:
@@ -120,7 +121,7 @@ class _Run:
         algorithm = method.invert(settings.schedule, latents, conditioning, null, settings.options)
         clock.lap("encode")
         job = Job(algorithm, f"the inversion of {task.prompt!r}", method.name)
-        return _Run(task, latents, job, task.seconds + clock.laps["encode"])
+        return _Run(task, latents, job, task.seconds + clock.laps["encode"], runner.overflows)
 
     def outcome(
         self, runner: Runner, settings: Settings, seconds: float, company: int
@@ -164,6 +165,10 @@ class _Run:
                 "noise_std_ratio": noise_std_ratio(inverted.noise, grid.levels[-1]),
                 "device": str(model.device),
                 "dtype": runner.dtype_name,
+                "precision": model.precision.record(),
+                "overflows": {  # of the batches that ran meanwhile
+                    name: count - self.overflows[name] for name, count in runner.overflows.items()
+                },
                 "backend": runner.denoiser.name,
                 "attention": model.unet.attention,
             },

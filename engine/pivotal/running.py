@@ -138,6 +138,14 @@ class Runner:
         """As users name the precision: `float16`, `tf32`."""
         return self.model.precision.name
 
+    @property
+    def overflows(self) -> dict[str, int]:
+        """UNet rows since the model was loaded that were asked again in float32 as they held NaN or
+        infinity, and those of them that did so then too.
+        """
+        retried, lost = (getattr(self.denoiser, name, 0) for name in ("retried", "lost"))
+        return {"retried_rows": retried, "lost_rows": lost}
+
     def rows_that_fit(
         self, plan: Callable[[Planner], MemoryPlan], max_rows: int | None = None
     ) -> int | None:

@@ -172,3 +172,15 @@ def fitted():
         return found[name, steps]
 
     return decibels
+
+
+def test_an_inversions_report_says_the_precision_and_counts_overflows():
+    engine = Engine.load(dtype="float16")
+    with torch.no_grad():
+        engine.model.unet.unet.conv_in.weight.mul_(1e4)  # overflows float16, not float32
+    inversion = engine.invert(
+        torch.rand(3, 64, 64), "a red circle", method="ddim", num_inference_steps=2
+    )
+    report = inversion.report
+    assert report["precision"]["networks"] == "float16"
+    assert report["overflows"] == {"retried_rows": 2, "lost_rows": 0}
