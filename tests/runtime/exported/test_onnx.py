@@ -1,6 +1,7 @@
 """ONNX files and the denoiser on them, against the torch UNet that they were made from."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import onnx
@@ -20,6 +21,7 @@ from pivotal.runtime.exported.onnx_network import OnnxNetwork
 from pivotal.runtime.exported.profile import ShapeProfile, Span
 from pivotal.runtime.exported.record import read_record
 from pivotal.runtime.probe import probe_routes
+from pivotal.runtime.torch_denoiser import TorchDenoiser
 
 TOLERANCE = 1e-4  # float32, of values of order 1
 
@@ -62,6 +64,17 @@ def test_answers_with_routes_and_word_maps_are_torchs(
     assert far(mine.word_maps, torchs.word_maps) < TOLERANCE
     plain = small.onnx().answer(question(small, latents, prompts, 2))
     assert far(plain.eps[1], mine.eps[1]) > 100 * TOLERANCE  # the route acts
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_what_a_network_predicts_is_read_as_torch_reads_it(small, latents, prompts, kind):
+    query = question(small, latents, prompts, 3)
+    mine = replace(small, record=replace(small.record, prediction_type=kind)).exported()
+    found, torchs = mine.answer(query), TorchDenoiser(small.unet, kind).answer(query)
+    assert far(found.eps, torchs.eps) < TOLERANCE * torchs.eps.abs().max()
+    assert far(found.x0, torchs.x0) < TOLERANCE * torchs.x0.abs().max()
+    eps = small.exported().answer(query).eps
+    assert far(found.eps, eps) > 100 * TOLERANCE
 
 
 def test_more_rows_than_the_profile_are_answered_in_batches(small, latents, prompts):

@@ -1,0 +1,53 @@
+"""What `pivotal export` and `--backend` refuse, in a sentence, before any work."""
+
+from importlib.util import find_spec
+
+import pytest
+
+
+def refused(done, *words):
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_rows_that_are_no_span_are_refused_and_leave_nothing(pivotal, tmp_path):
+    done = pivotal("export", "onnx", "-o", "there", "--rows", "4:1", cwd=tmp_path)
+    refused(done, "4:1", "no span")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_that_the_network_can_not_vary_by_are_refused(pivotal, tmp_path):
+    done = pivotal("export", "onnx", "-o", "there", "--height", "64:70", cwd=tmp_path)
+    refused(done, "height=64:70", "multiples of 16 pixels")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_else_in_it_is_never_replaced(pivotal, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "letter.txt").write_text("dear")
+    refused(pivotal("export", "onnx", "-o", "there", cwd=tmp_path), "not empty", "--force")
+    refused(pivotal("export", "onnx", "-o", "there", "--force", cwd=tmp_path), "holds no export")
+    assert (tmp_path / "there" / "letter.txt").read_text() == "dear"
+
+
+def test_a_backend_without_its_export_says_what_makes_one(pivotal, tmp_path):
+    made = ("generate", "a red star", "--steps", 2, "-o", "star.png")
+    done = pivotal(*made, "--backend", "onnx", cwd=tmp_path)
+    refused(done, "pivotal export onnx --model shapes -o DIR")
+    done = pivotal(*made, "--backend", "onnx", "--exported", "nowhere", cwd=tmp_path)
+    refused(done, "'nowhere' holds no export", "pivotal export onnx")
+    done = pivotal(*made, "--exported", "nowhere", cwd=tmp_path)
+    refused(done, "means nothing for backend torch")
+    done = pivotal(*made, "--backend", "trt", cwd=tmp_path)
+    refused(done, "backend='trt' is unknown", "tensorrt+torch")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+def test_a_gpu_that_tensorrt_rtx_does_not_build_for_is_refused(pivotal, tmp_path):
+    done = pivotal(
+        "export", "tensorrt", "--flavour", "tensorrt_rtx", "--sm", "90", "-o", "there", cwd=tmp_path
+    )
+    refused(done, "sm 90", "89, 120")
+    assert not list(tmp_path.iterdir())
