@@ -10,8 +10,8 @@ def row(label, scale, **more):
     return {
         "study": "table", "label": label, "method": "ddim", "scale": scale, "scenes": 8,
         "steps": 50, "vae_db": 33.0, "picture_db": 20.126, "latents_db": 15.0,
-        "seconds_invert": 2.0, "rows_invert": 50.0, "rows_backward": 0.0, "colour_success": 0.75,
-        "shape_success": None, "outside_db": 30.0, **more,
+        "seconds_invert": 2.0, "rows_invert": 50.0, "rows_backward": 0.0, "outside_db": 30.0,
+        "each": [{"kind": "colour", "edit": {"success": n > 0}} for n in range(4)], **more,
     }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_rows_come_in_the_trials_order_with_what_they_lack():
     assert [line.split(" | ")[0] for line in lines] == [
         "| method", "| DDIM, 1 in, 7.5 out", "| null-text", "| method", "| direct, at 3",
     ]  # fmt: skip
-    assert "| 50 (400) | 75 % / - | 30.0 | 8 |" in lines[2]
+    assert "| 50 (400) | 3 of 4 / - | 30.0 | 8 |" in lines[2]
     assert "| exact |" in lines[4]
     assert "20.13" in lines[1]
 
