@@ -12,7 +12,9 @@ from pivotal.inversion.null_text_ablations import AblationOptions
 from pivotal.inversion.null_text_fit import Residual
 from pivotal.inversion.null_text_line_search import LineSearchOptions, search_rows
 from pivotal.inversion.null_text_parallel import ParallelOptions
+from pivotal.model.unet import RoutedUNet
 from pivotal.query import every_row
+from pivotal.runtime.torch_denoiser import TorchDenoiser
 
 STEPS, SCALE = 3, 2.5
 SHORT = {"longest": 0.02, "probe": 1e-3}  # eps_u is nearly linear so near: no safeguard acts
@@ -338,3 +340,21 @@ def test_a_fitted_prompt_is_the_sources_alone(calm, gentle, case, there, back, s
 def test_impossible_options_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("direction", ["conjugate", "lbfgs", "subspace"])
+@pytest.mark.parametrize("module", [null_text_line_search, null_text_parallel])
+def test_searches_on_a_gpu_find_what_the_cpu_finds(
+    calm, calm_unet, gentle, case, there, module, direction
+):
+    two, schedule = case(2), gentle(STEPS)
+    kind = LineSearchOptions if module is null_text_line_search else ParallelOptions
+    options = kind(guidance_scale=SCALE, direction=direction, **SHORT)
+    wanted = there(module, calm(), schedule, two, options)
+    denoiser = TorchDenoiser(RoutedUNet(calm_unet().cuda(), word_map_downscale=2), "epsilon")
+    moved = (two[0].cuda(), two[1].to("cuda"), two[2].to("cuda"))
+    found = there(module, denoiser, schedule, moved, options)
+    assert found.noise.is_cuda
+    for name, tensor in wanted.stored.items():
+        torch.testing.assert_close(found.stored[name].cpu(), tensor, rtol=1e-5, atol=1e-6)
