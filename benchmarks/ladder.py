@@ -198,12 +198,13 @@ def cases(ladder: Ladder) -> Iterator[Case]:
     yield rung("+ time-parallel fit", lambda: ladder.ours("null-text-parallel", parallel))
     yield rung("+ TensorRT", absent, needs="TensorRT answers no gradients, which fitting needs")
     alone = "one at a time"
-    yield rung("half precision (bfloat16)", plain(half=True), alone)
-    yield rung("fused attention", plain(fused=True), alone)
-    yield rung("batched cond and uncond", plain(batched=True), alone)
-    yield rung("compile", plain(compiled=True), alone, needs=slow)
+    yield rung("alone: plain transcription, a row at a time", plain(), alone)
+    yield rung("alone: half precision (bfloat16)", plain(half=True), alone)
+    yield rung("alone: fused attention", plain(fused=True), alone)
+    yield rung("alone: batched cond and uncond", plain(batched=True), alone)
+    yield rung("alone: compile", plain(compiled=True), alone, needs=slow)
     yield rung(
-        "time-parallel fit",
+        "alone: time-parallel fit",
         lambda: ladder.ours("null-text-parallel", parallel, half=False),
         alone,
     )
