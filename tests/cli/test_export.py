@@ -23,6 +23,12 @@ def test_sizes_that_the_network_can_not_vary_by_are_refused(pivotal, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_format_that_onnx_has_no_convolution_in_is_refused(pivotal, tmp_path):
+    done = pivotal("export", "onnx", "-o", "there", "--dtype", "bfloat16", cwd=tmp_path)
+    refused(done, "dtype=bfloat16", "accepted are float32, float16")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_with_something_else_in_it_is_never_replaced(pivotal, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "letter.txt").write_text("dear")

@@ -45,8 +45,11 @@ def export_onnx(
     missing or a file differs from torch.
     """
     require_packages()
-    if model.dtype == torch.float64:
-        raise ValueError("dtype=float64 is not exported; accepted are float32, float16, bfloat16")
+    if model.dtype not in (torch.float32, torch.float16):
+        raise ValueError(
+            f"dtype={str(model.dtype)[6:]} is not exported: ONNX's opset {OPSET} has no such "
+            "convolution; accepted are float32, float16"
+        )
     parts = list(parts_of(model, profile))
     identity = {
         "pivotal.model": model.name,
