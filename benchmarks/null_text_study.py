@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "results" / "cpu" / "null_text_study.jsonl"
 GROUP = 8  # scenes in one batch
+EXACT = 100.0  # decibels that mean rounding alone
 
 
 def trials() -> list[Trial]:
@@ -129,7 +130,9 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Three panels over UNet passes: latents, successful edits, and what they leave alone."""
+    """Three panels over UNet passes: latents (but of exact variants), successful edits, and what
+    they leave alone.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -150,9 +153,10 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ),
         strict=True,
     ):
-        _panel(axes, known, name)
+        inexact = [row for row in known if row["latents_db"] < EXACT]
+        _panel(axes, inexact if name == "latents_db" else known, name)
         axes.set(xlabel="UNet passes an image, forward and backward", ylabel=shown)
-    panels[0].legend(fontsize=8)
+    panels[1].legend(fontsize=8)
     scenes, steps = max(row["scenes"] for row in known), known[0]["steps"]
     figure.suptitle(
         f"Null-text inversion's optimisers: {steps} steps, guidance {GUIDANCE:g}, "
