@@ -89,7 +89,7 @@ class Submitted(Future[T]):
         return asyncio.wrap_future(self).__await__()
 
     def _require_elsewhere(self) -> None:
-        if not self.done() and self._worker.here:
+        if not self.done() and self._worker.waits_here:
             raise RuntimeError(
                 "a callback can't wait for a submitted call, which waits for the callback; call "
                 "the engine directly"
@@ -166,8 +166,9 @@ class Service:
             threads = list(self._requests.values())
             for request in self._requests:
                 request.cancel()
+        wait = wait and not self._worker.waits_here
         for thread in threads:
-            if wait and thread is not threading.current_thread() and not self._worker.here:
+            if wait and thread is not threading.current_thread():
                 thread.join()
         self._worker.stop(wait=wait)
         atexit.unregister(self.close)

@@ -24,6 +24,11 @@ class Turns:
         self._owner: int | None = None  # the thread whose turn it is
         self._process = os.getpid()
 
+    @property
+    def held(self) -> bool:
+        """Whether it is the calling thread's turn."""
+        return self._owner == threading.get_ident() and self._process == os.getpid()
+
     @contextmanager
     def take(
         self, cancellation: Cancellation | None = None, *, every_other: bool = False

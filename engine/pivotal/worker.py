@@ -52,9 +52,11 @@ class Worker:
         return self._thread is not None and self._thread.is_alive()
 
     @property
-    def here(self) -> bool:
-        """Whether the calling thread is the worker's: it must not wait for itself."""
-        return self._thread is threading.current_thread()
+    def waits_here(self) -> bool:
+        """Whether the worker waits for the calling thread, which must not wait for it: the thread is
+        its own, or has the turn, as a direct call's callbacks do.
+        """
+        return self._thread is threading.current_thread() or self._turns.held
 
     def run(self, jobs: Sequence[Job[Any]]) -> None:
         """Run jobs to their ends beside all others; each keeps its result or its error.
@@ -79,7 +81,7 @@ class Worker:
         with self._changed:
             self._stopped = True
             self._changed.notify()
-        if wait and self._thread is not None and not self.here:
+        if wait and self._thread is not None:
             self._thread.join()
 
     def _work(self) -> None:

@@ -244,6 +244,26 @@ def test_callbacks_may_call_the_engine_but_not_wait_for_a_submitted_call(serve):
     assert len(said) == 2
 
 
+def test_a_direct_calls_callback_can_neither_wait_nor_be_waited_for(engine):
+    """It holds the turn that the submitted call's next batch waits for."""
+    served = pivotal.Engine(engine.model, engine.denoiser)
+    futures = []
+
+    def callback(engine, step, timestep, tensors):
+        futures.append(engine.submit(engine.generate, BLUE, num_inference_steps=1))
+        with pytest.raises(RuntimeError, match="can't wait for a submitted call"):
+            futures[-1].result(60)
+        if step == 1:
+            engine.close()
+        return {}
+
+    made = served.generate(PROMPT, num_inference_steps=2, callback_on_step_end=callback)
+    assert len(made.pictures) == 1
+    with pytest.raises(pivotal.Cancelled):
+        futures[-1].result(60)
+    wait_until(lambda: threads_of(served) == [])
+
+
 def test_wrong_arguments_are_refused_when_submitted(serve, inversion):
     served = serve()
     with pytest.raises(TypeError, match="target"):
