@@ -53,8 +53,8 @@ class Worker:
 
     @property
     def waits_here(self) -> bool:
-        """Whether the worker waits for the calling thread, which must not wait for it: the thread is
-        its own, or has the turn, as a direct call's callbacks do.
+        """Whether the worker waits for the calling thread, which must not wait for it: it is the
+        worker's own, or has the turn, as a direct call's callbacks do.
         """
         return self._thread is threading.current_thread() or self._turns.held
 
