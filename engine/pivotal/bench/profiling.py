@@ -62,7 +62,7 @@ class Profile:
 
 
 def part_of(name: str) -> str:
-    """A module's path as a part: `down_blocks.1.attentions` of `down_blocks.1.attentions.0`."""
+    """A module's path as a part: `mid_block.attentions` of `mid_block.attentions.0`."""
     words = name.split(".")
     if words[-1].isdigit():
         words.pop()
