@@ -16,6 +16,9 @@ import torch
 
 from pivotal.code_version import code_version
 
+_DECIDING = (":/engine", ":/kernels", ":/benchmarks", ":(top,exclude)benchmarks/results")
+"""What changes figures. The results themselves do not: a second run of one commit is as clean."""
+
 _LIBRARIES = ("torch", "diffusers", "transformers", "triton", "xformers", "onnxruntime", "tensorrt")
 
 
@@ -25,7 +28,7 @@ def environment(device: torch.device, command: Sequence[str] | None = None) -> d
     found: dict[str, Any] = {
         "command": " ".join(words),
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_DECIDING)),
         "code": code_version().rpartition("/")[2][:16],
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -48,7 +51,10 @@ def gpu_state(device: torch.device) -> dict[str, Any]:
         import pynvml
     except ImportError:
         return {"name": name, "nvml": "not installed; the extra pivotal[bench] has it"}
-    pynvml.nvmlInit()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:  # no driver library, as in some containers
+        return {"name": name, "nvml": str(error)}
     try:
         identity = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         handle = pynvml.nvmlDeviceGetHandleByUUID(identity)
