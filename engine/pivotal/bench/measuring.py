@@ -165,7 +165,6 @@ def _rounds(
     for turn in range(-1, effort.rounds):
         listener(running[0].case.suite, max(turn, 0), effort.rounds)
         for run, samples in order.sample(calls, len(calls)):
-            stopwatch.clear_cache()
             seconds = stopwatch.seconds(run)
             if turn >= 0:
                 samples.append(seconds)

@@ -21,21 +21,21 @@ class Stopwatch:
             size = 2 * int(properties.L2_cache_size)
             self._cache = torch.empty(size, dtype=torch.int8, device=device)
 
-    def clear_cache(self) -> None:
-        """Fill the GPU's L2 with something else. A CPU's caches stay as they are."""
-        self._cache.zero_()
-
     def seconds(self, run: Callable[[], object]) -> float:
-        """Of one call, by device events on a GPU."""
+        """Of one call, by events on a GPU, whose L2 is filled with something else before. That
+        keeps it busy while the call is launched. A CPU's caches stay as they are.
+        """
         if self.device.type != "cuda":
             start = time.perf_counter()
             run()
             return time.perf_counter() - start
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = torch.cuda.current_stream(self.device)  # of `cuda:1`, whichever is the current one
         torch.cuda.synchronize(self.device)
-        before.record()
+        self._cache.zero_()
+        before.record(stream)
         run()
-        after.record()
+        after.record(stream)
         torch.cuda.synchronize(self.device)
         return float(before.elapsed_time(after)) / 1000
 
