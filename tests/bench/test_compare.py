@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from pivotal.bench.compare import compare, machine_ratio
@@ -29,6 +30,19 @@ def test_small_or_uncertain_changes_are_not_called_slower(row):
     assert verdict([1.2 * s for s in STEADY]) == "slower"
     assert verdict([0.8 * s for s in STEADY]) == "faster"
     assert verdict([0.5, 2.0] * 4, noisy="half-width 75 %") == "too noisy"
+    few = "3 samples; 6 are needed for an interval"
+    assert verdict([1.2 * s for s in STEADY[:3]], noisy=few) == "too noisy"
+
+
+def test_noise_alone_is_seldom_called_slower_however_few_the_samples(row):
+    rng = np.random.default_rng(0)
+
+    def called(count):
+        before, after = (row(rng.lognormal(0, 0.2, count).tolist()) for _ in range(2))
+        return compare([before], [after])[0].verdict == "slower"
+
+    for count in (3, 6, 12):
+        assert sum(called(count) for _ in range(200)) <= 10  # 2.5 % are expected above
 
 
 def test_what_ran_before_and_fails_now_counts_as_slower(row):

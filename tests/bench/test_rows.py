@@ -35,10 +35,13 @@ def test_no_row_holds_what_json_has_no_word_for(tmp_path, row):
         append(tmp_path / "bench.jsonl", row([float("nan")]))
 
 
-def test_the_last_timed_row_of_a_case_stands(row):
-    failed = {**row([3.0]), "status": "failed"}
-    (only,) = latest([row([1.0]), row([2.0]), failed]).values()
+def test_the_last_row_of_a_case_stands_even_if_it_failed_but_not_if_it_was_left_out(row):
+    left_out = {**row([3.0]), "status": "not measured"}
+    (only,) = latest([left_out, row([1.0]), row([2.0]), left_out]).values()
     assert only["samples"] == [2.0]
+    failed = {**row([3.0]), "status": "failed"}
+    (only,) = latest([row([1.0]), row([2.0]), failed, left_out]).values()
+    assert only["status"] == "failed"
 
 
 def test_what_this_code_has_timed_is_known_and_what_another_has_is_not(tmp_path, row):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pivotal.bench.errors import ResultsError
-from pivotal.bench.intervals import Interval, ratio_interval
+from pivotal.bench.intervals import FEWEST, Interval, ratio_interval
 from pivotal.bench.measuring import PRODUCT
 from pivotal.bench.rows import Row, latest
 
@@ -78,11 +78,16 @@ def _one(before: Row, after: Row) -> Comparison:
     middles = before["seconds"]["p50"], after["seconds"]["p50"]
     ratio = ratio_interval(before["samples"], after["samples"])
     noisy = before["noisy"] or after["noisy"]
-    return Comparison(*named, *middles, ratio, _verdict(ratio, noisy), noisy)
+    too_few = min(len(before["samples"]), len(after["samples"])) < FEWEST
+    return Comparison(*named, *middles, ratio, _verdict(ratio, noisy, too_few), noisy)
 
 
-def _verdict(ratio: Interval, noisy: str | None) -> Verdict:
-    """A change counts where even the near end of the interval is one, noise or not."""
+def _verdict(ratio: Interval, noisy: str | None, too_few: bool) -> Verdict:
+    """A change counts where even the near end of the interval is one, noise or not; but of too few
+    samples there is no interval: all of three are above all of three by chance in one of twenty.
+    """
+    if too_few:
+        return "too noisy"
     if ratio.low > 1 and ratio.middle > 1 + TOLERANCE:
         return "slower"
     if ratio.high < 1 and ratio.middle < 1 - TOLERANCE:

@@ -65,11 +65,13 @@ def _rows(file: Path) -> Iterable[dict[str, Any]]:
 
 
 def latest(rows: Iterable[Row]) -> dict[str, Row]:
-    """The last row of each case, by key; one that was timed rather than one that was not."""
+    """The last row of each case, by key. A case that has failed since it was timed has failed; one
+    that a run left out for want of a device or an option keeps what it had.
+    """
     found: dict[str, Row] = {}
     for row in rows:
         key = key_of(row)
-        if row["status"] == "timed" or found.get(key, row)["status"] != "timed":
+        if row["status"] != "not measured" or key not in found:
             found[key] = row
     return found
 
