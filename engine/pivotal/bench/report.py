@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from typing import Any
 
 from pivotal.bench.plots import plots
 from pivotal.bench.rows import Row, latest
@@ -50,16 +51,21 @@ def _escaped(line: Sequence[str]) -> list[str]:
 
 
 def machine(rows: Sequence[Row]) -> str:
-    """Where the rows were measured, in a sentence: the last row's environment speaks for all."""
-    last = max(rows, key=lambda row: str(row["time"]))
-    where = last["environment"]
+    """Where the rows were measured and by what: a sentence for each run that they come from."""
+    runs = {row["run"]: row["environment"] for row in rows}
+    return " ".join(_run(when, where) for when, where in sorted(runs.items()))
+
+
+def _run(when: str, where: Mapping[str, Any]) -> str:
     gpu = where.get("gpu", {})
     what = gpu.get("name", where["cpu"])
     driver = f", driver {gpu['driver']}" if "driver" in gpu else ""
+    code = f"commit {where['commit']}{' with changes' if where['dirty'] else ''}"
+    if where["commit"] is None:
+        code = f"code {where['code']}"
     return (
-        f"{what}{driver}, {where['threads']} threads, torch {where['versions']['torch']}, commit "
-        f"{where['commit']}{' with changes' if where['dirty'] else ''}, load average "
-        f"{where['load_average']:.1f}, {last['time']}. Made by `{where['command']}`."
+        f"`{where['command']}` on {what}{driver}, threads: {where['threads']}, torch "
+        f"{where['versions']['torch']}, {code}, load average {where['load_average']:.1f}, {when}."
     )
 
 
