@@ -65,8 +65,11 @@ def test_weights_stay_in_half_precision(denoisers, query):
     assert {parameter.dtype for parameter in plain.unet.parameters()} == {torch.float16}
 
 
-def test_a_gradient_that_overflows_is_asked_again_too(denoisers, query):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_gradient_that_overflows_is_asked_again_too(denoisers, query, checkpointing):
+    """A checkpointed network runs again in its backward pass, which must be as wide."""
     retrying, _, plain = denoisers
+    plain.unet.checkpoint_gradients(checkpointing)
     asked = query()
     gradient = NoiseGradient(
         asked.latents,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from pivotal.attention_routes import AttentionRoutes
+from pivotal.model.checkpointing import checkpointed
 from pivotal_kernels.routed_attention import Impl, routed_attention, settle
 
 BlockRunner = Callable[..., Any]
@@ -95,7 +96,7 @@ class RoutedUNet(nn.Module):
         arXiv:1604.06174).
         """
         if wanted:
-            self.unet.enable_gradient_checkpointing()
+            self.unet.enable_gradient_checkpointing(checkpointed)
         else:
             self.unet.disable_gradient_checkpointing()
 
