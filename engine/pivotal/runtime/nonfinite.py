@@ -1,8 +1,8 @@
 """Answers that hold NaN or infinity, asked for again in float32.
 
 A network in float16 overflows at 65504. What overflows is a row here and there, so the rows alone
-are asked again, of the same weights: `Upcast` widens each as it is used. Of a forward pass no second
-copy stays; a gradient keeps the widened weights until it is there.
+are asked again, of the same weights: `Upcast` widens each as it is used. Of a forward pass no
+second copy stays; a gradient keeps the widened weights until it is there.
 """
 
 from __future__ import annotations
