@@ -1,6 +1,7 @@
 """A quantisation that is good enough passes; one that is not is refused, in a sentence."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from torch import nn
 
 from pivotal.engine import Engine
 from pivotal.errors import BackendError, PrecisionError
-from pivotal.runtime import fp8
+from pivotal.query import Denoise
+from pivotal.runtime import fp8, prepared
+from pivotal.runtime.compiled_unet import CompileOptions
+from pivotal.runtime.precision import precision_of
 from pivotal.runtime.quality_gate import Gate, Measured, answers_of
 from pivotal.runtime.torch_denoiser import TorchDenoiser
 
@@ -59,7 +63,13 @@ def test_one_bit_of_fraction_does_not(measured):
 
 
 @pytest.mark.parametrize(
-    "wrong", [Measured(0.2, 1.0), Measured(0.0, 0.5), Measured(float("nan"), float("nan"))]
+    "wrong",
+    [
+        Measured(0.2, 1.0),
+        Measured(0.2, None),
+        Measured(0.0, 0.5),
+        Measured(float("nan"), float("nan")),
+    ],
 )
 def test_either_limit_refuses_and_so_does_nan(wrong):
     with pytest.raises(PrecisionError):
@@ -76,3 +86,40 @@ def test_without_torchao_the_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     with pytest.raises(BackendError, match=r"install pivotal\[fp8\]"):
         fp8.quantize(nn.Linear(32, 32))
+
+
+@pytest.fixture
+def rounding(monkeypatch):
+    """`rounding(bits, compiled)`: `shapes` as in fp8, its weights replaced as torchao does, here by
+    ones with so many bits of fraction.
+    """
+
+    def make(bits, compiled=None):
+        def quantize(network):
+            for name, module in network.named_modules():
+                if fp8.fits(module, name):
+                    module.weight = nn.Parameter(rounded(module.weight, bits), requires_grad=False)
+
+        monkeypatch.setattr(prepared, "quantize", quantize)
+        model = replace(Engine.load(dtype="bfloat16").model, precision=precision_of("fp8"))
+        return model, prepared.torch_denoiser(model, lambda latents: latents, compiled)
+
+    return make
+
+
+def test_fp8_has_no_gradients_and_says_so(rounding):
+    model, denoiser = rounding(3)
+    assert denoiser.answers == {Denoise}
+    engine = Engine(model, denoiser)
+    made = engine.generate("a red circle on a gray background", num_inference_steps=2)
+    with pytest.raises(BackendError, match=r"torch fp8 .* can't answer NoiseGradient"):
+        engine.invert(made.images[0], made.prompts[0], num_inference_steps=2)
+    assert set(engine.warm_up(rows=(1,))) == {"plain, 1 rows", "routed, 1 rows", "probe"}
+
+
+@pytest.mark.parametrize("regional", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_what_is_compiled_is_the_network_in_fp8(rounding, regional):
+    """And what the gate compares it with is not."""
+    compiled = CompileOptions(backend="eager", regional=regional)
+    with pytest.raises(PrecisionError, match="fp8 is too coarse"):
+        rounding(0, compiled)

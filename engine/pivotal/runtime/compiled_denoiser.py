@@ -57,9 +57,10 @@ def warm_up(
     """Ask once for every kind of batch, the largest first: the seconds that each took.
 
     conditioning and latents: one row or more, which are repeated up to each of the `rows`.
-    gradients: of a null embedding too, as null-text inversion asks.
+    gradients: of a null embedding too, as null-text inversion asks, if the denoiser has them.
     """
     seconds: dict[str, float] = {}
+    gradients = gradients and NoiseGradient in denoiser.answers
     for count in sorted(set(rows), reverse=True):
         select = torch.arange(count) % latents.shape[0]
         inputs = (latents[select], conditioning.select(select))

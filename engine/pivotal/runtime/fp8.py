@@ -1,16 +1,46 @@
 """Linear layers in 8-bit floats, by torchao, which is imported here and only when asked for.
 
 Weights and activations are rounded to e4m3, each row of them with a scale of its own, and
-multiplied by the GPU's fp8 units. Convolutions stay in bfloat16.
+multiplied by the GPU's fp8 units. Convolutions stay in bfloat16. torch has no derivative of such a
+product, so there are forward passes alone: null-text is refused.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
+from pivotal.driver import Denoiser
 from pivotal.errors import BackendError
+from pivotal.query import Answer, Denoise, Query
 
 _WHOLE = 16  # fp8 matrix units take sides in multiples of it
+
+
+class ForwardOnly:
+    """A denoiser on a network in fp8, which has no gradients."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner = inner
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name} fp8"
+
+    @property
+    def answers(self) -> frozenset[type]:
+        return self.inner.answers & {Denoise}
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the inner denoiser has: its counters, its device."""
+        return getattr(self.__dict__["inner"], name)
+
+    def answer(self, query: Query) -> Answer:
+        """Raises TypeError for a query that needs a gradient."""
+        if not isinstance(query, Denoise):
+            raise TypeError(f"{self.name} answers no {type(query).__name__}")
+        return self.inner.answer(query)
 
 
 def quantize(network: nn.Module) -> None:

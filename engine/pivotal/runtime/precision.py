@@ -21,10 +21,11 @@ class Precision:
     of its business: they are float32, or the float64 that an exact method asks for.
 
     networks: of the UNet and the text encoders. arithmetic: how the UNet multiplies matrices;
-    "tf32" rounds float32 factors to 10 bits and "fp8" those of its linear layers to 8-bit floats,
-    each on a GPU that has it, once it has passed the gate of `quality_gate`. autoencoder: a format
-    that it can't overflow; Stable Diffusion's overflows in float16. loss_scaling: of gradients.
-    retry: answers that hold NaN or infinity are asked for again in float32.
+    "tf32" rounds float32 factors to 10 bits and "fp8" those of its linear layers to 8-bit floats
+    (and has no gradients), each on a GPU that has it, once it has passed the gate of
+    `quality_gate`. autoencoder: a format that it can't overflow; Stable Diffusion's overflows in
+    float16. loss_scaling: of gradients. retry: answers that hold NaN or infinity are asked for
+    again in float32.
     """
 
     networks: torch.dtype = torch.float32

@@ -36,35 +36,40 @@ class Gate:
     def check(self, name: str, measured: Measured) -> None:
         """Raise PrecisionError for what does not pass."""
         off, cosine = measured.noise_error, measured.gradient_cosine
-        logger.info("%s: eps is off by %.2g, the gradient's cosine is %.5f", name, off, cosine)
+        logger.info("%s: eps is off by %.2g, the gradient's cosine is %s", name, off, cosine)
         # Said so that NaN does not pass either.
-        if not (off <= self.noise_error and cosine >= self.gradient_cosine):
+        if not (off <= self.noise_error and (cosine is None or cosine >= self.gradient_cosine)):
+            gradient = "none" if cosine is None else f"{cosine:.4f}"
             raise PrecisionError(
                 f"{name} is too coarse for this model: its noise is off by {off:.2g} (at most "
-                f"{self.noise_error:g} is accepted), its gradient's cosine is {cosine:.4f} (at "
+                f"{self.noise_error:g} is accepted), its gradient's cosine is {gradient} (at "
                 f"least {self.gradient_cosine:g}); choose another dtype"
             )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Distances of the worst row."""
+    """Distances of the worst row. gradient_cosine: None where one of the two has no gradients."""
 
     noise_error: float
-    gradient_cosine: float
+    gradient_cosine: float | None
 
 
 @dataclass(frozen=True)
 class Answers:
-    """eps [B, C, h, w] and the null embedding's gradient [B, L, D], float32."""
+    """eps [B, C, h, w] and the null embedding's gradient [B, L, D], float32; None where a denoiser
+    has none.
+    """
 
     eps: Tensor
-    gradient: Tensor
+    gradient: Tensor | None
 
     def measured(self, other: Answers) -> Measured:
         """How far the other's are from these."""
         noise, its = self.eps.flatten(1).double(), other.eps.flatten(1).double()
         off = (its - noise).norm(dim=1) / noise.norm(dim=1)
+        if self.gradient is None or other.gradient is None:
+            return Measured(float(off.max()), None)
         one, two = self.gradient.flatten(1).double(), other.gradient.flatten(1).double()
         cosine = (one * two).sum(dim=1) / one.norm(dim=1) / two.norm(dim=1)
         return Measured(float(off.max()), float(cosine.min()))
@@ -78,8 +83,9 @@ def answers_of(
 ) -> Answers:
     """What a denoiser says to a fixed set of questions.
 
-    conditioning: one row. latents_shape: (C, h, w). Asks at `TIMESTEPS`, for noise and for the
-    gradient of a residual that is random, so that it weighs all of the network's output.
+    conditioning: one row. latents_shape: (C, h, w). Asks at `TIMESTEPS`, for noise and, of a
+    denoiser that has it, for the gradient of a residual that is random, so that it weighs all of
+    the network's output.
     """
     rows, device = len(TIMESTEPS), conditioning.hidden_states.device
     generator = torch.Generator().manual_seed(0)
@@ -91,6 +97,8 @@ def answers_of(
     many = conditioning.select(torch.zeros(rows, dtype=torch.int64))
     with torch.no_grad():
         noise = denoiser.answer(Denoise(latents, timesteps, alpha_bars, many)).owned()
+        if NoiseGradient not in denoiser.answers:
+            return Answers(noise.eps, None)
         asked = NoiseGradient(
             latents, timesteps, alpha_bars, many, latents.new_ones(rows), residual - noise.eps
         )
