@@ -737,6 +737,13 @@ def test_jobs_share_no_more_than_shared_rows_but_one_alone_may_ask_for_more(
         torch.testing.assert_close(job.result()[0].eps, expected)
 
 
+def test_a_job_that_does_not_join_leaves_its_room_to_others(exact, recording, question):
+    denoiser = recording(exact)
+    modest = Job(ask(question(1)), max_rows=1)
+    drive_many([ask(question(4)), modest, ask(question(3))], denoiser)
+    assert denoiser.sizes == [7, 1]
+
+
 def test_a_jobs_own_max_rows_bounds_the_batches_that_it_is_in(exact, recording, question):
     denoiser = recording(exact)
     driver = Driver(denoiser)

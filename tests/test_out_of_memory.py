@@ -1,5 +1,6 @@
 """Out of memory: a batch is tried in halves; only a job that can't be made smaller fails."""
 
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -63,6 +64,47 @@ def test_what_did_not_fit_is_not_tried_again(cramped, latents, prompts):
     denoiser = cramped(4)
     drive(asking(latents(8), prompts(8), times=3), denoiser)
     assert denoiser.tried == [8, 4, 4, 4, 4, 4, 4]
+
+
+def test_ties_larger_than_what_fitted_in_company_are_tried_all_the_same(
+    torch_denoiser, latents, prompts, swap_routes
+):
+    """Single rows of many jobs were too many; a later question's tied pair may not be."""
+    inner = torch_denoiser()
+    routes = swap_routes(inner.unet)
+
+    def plain_then_tied():
+        yield from asking(latents(1), prompts(1))
+        return (yield from asking(latents(2), prompts(2), routes))
+
+    @dataclass
+    class CrampedOnce(Cramped):
+        def answer(self, query):
+            self.room = 1 if not self.tried else 2
+            return super().answer(query)
+
+    denoiser = CrampedOnce(inner, 1)
+    jobs = drive_many([plain_then_tied(), asking(latents(1), prompts(1))], denoiser)
+    alone = drive(asking(latents(2), prompts(2), routes), inner)
+    assert torch.equal(jobs[0].result(), alone)
+    assert denoiser.tried == [2, 1, 1, 2]
+
+
+def test_an_error_keeps_nothing_of_what_the_batch_had_allocated(cramped, latents, prompts):
+    """A caller may keep the error: its traceback's frames held the network's activations."""
+    allocated = []
+
+    @dataclass
+    class Hungry(Cramped):
+        def answer(self, query):
+            activations = torch.zeros(1000)
+            allocated.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    (job,) = drive_many([asking(latents(2), prompts(2))], Hungry(cramped(1).inner, 1))
+    assert isinstance(job.error, OutOfMemoryError)
+    assert len(allocated) == 2
+    assert [each() for each in allocated] == [None, None]
 
 
 def test_jobs_in_one_batch_all_get_their_answers(cramped, latents, prompts):

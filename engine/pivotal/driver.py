@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import Protocol
 
 import torch
@@ -145,19 +146,26 @@ class Driver:
             job._passed += 1
             if batch and job._wanted.batch_key() != kind:
                 continue
-            most = min(most, job.max_rows or sys.maxsize)
-            shared = min(most, self.shared_rows or sys.maxsize) if batch else most
-            rows = self._rows_within(job, shared - filled)
+            own = min(most, job.max_rows or sys.maxsize, job._fitted)
+            shared = min(own, self.shared_rows or sys.maxsize) if batch else own
+            rows = self._rows_within(job, shared - filled, first=not batch)
             if rows is not None:
-                kind, filled = job._wanted.batch_key(), filled + len(rows)
+                kind, filled, most = job._wanted.batch_key(), filled + len(rows), own
                 batch.append(Share(job, rows, job._asked))
                 job._passed = 0
         return batch
 
-    def _rows_within(self, job: Job, room: int) -> list[int] | None:  # type: ignore[type-arg]
+    def _rows_within(
+        self,
+        job: Job,  # type: ignore[type-arg]
+        room: int,
+        *,
+        first: bool,
+    ) -> list[int] | None:
         """As many of a job's open rows as there is room for, tied ones together, or None.
 
-        Ties that no batch can hold are the job's error.
+        Ties that no batch can hold are the job's error; those that may not fit into memory are
+        tried by the first of a batch.
         """
         query = job._wanted
         assert query is not None
@@ -180,7 +188,7 @@ class Driver:
         for tied in ties:
             if tied[0] in answered:
                 continue
-            if len(taken) + len(tied) > room:
+            if len(taken) + len(tied) > room and (taken or not first):
                 break
             taken.extend(tied)
         return taken or None
@@ -197,15 +205,16 @@ class Driver:
         else:
             self._hand_over(shares, pieces, answers)
             return
-        if len(shares) > 1 and not is_out_of_memory(failure):
+        full = is_out_of_memory(failure)
+        if full:
+            clear_frames(failure.__traceback__)  # they hold what the batch had allocated
+        if len(shares) > 1 and not full:
             smaller = [[share] for share in shares]  # whose fault it is shows when each is alone
-        elif is_out_of_memory(failure) and (parts := halves(shares)):
+        elif full and (parts := halves(shares)):
             logger.warning("out of memory with %d rows: trying half", rows_of(shares))
-            failure.__traceback__ = None  # its frames hold what the batch had allocated
             smaller = parts
             for share in shares:  # nor ask for as many again
-                most = max(map(rows_of, parts))
-                share.job.max_rows = min(share.job.max_rows or sys.maxsize, most)
+                share.job._fitted = min(share.job._fitted, max(map(rows_of, parts)))
         else:
             shares[0].job._fail(named(failure, rows_of(shares)))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic
@@ -35,6 +36,7 @@ class Job(Generic[Result]):
     _wanted: Query | None = None
     _asked: int = 0  # questions so far; tells a question from a second one that is the same object
     _passed: int = 0  # batches since its last that went without it
+    _fitted: int = sys.maxsize  # the rows that memory had room for, after it had none for more
     _own: Cancellation = field(default_factory=Cancellation)
     _parts: list[tuple[list[int], Answer]] = field(default_factory=list)
 
