@@ -32,6 +32,7 @@ def test_a_suite_is_measured_and_its_rows_are_kept_and_not_measured_twice(run, t
     assert timed
     assert all(row["noisy"] == "1 samples; 6 are needed for an interval" for row in timed)
     assert {row["status"] for row in rows} <= {"timed", "not measured"}
+    assert {"sdpa", "reference"} <= {row["settings"]["impl"] for row in timed}
     code, out, _ = run(*words, "--results", "kept", "--resume")
     assert not [row for row in json.loads(out)["rows"] if row["status"] == "timed"]
 
@@ -70,6 +71,10 @@ def test_a_report_is_a_page_and_markdown(run, tmp_path, row):
         (["--family", "sd9"], "random:sd9"),
         (["--family", "sd1", "--model", "shapes"], "give one of them"),
         (["--rounds", "0"], "fewest <= rounds"),
+        (["--suite", "kernels", "--device", "foo"], "device='foo' is unknown"),
+        (["--suite", "kernels", "--device", "cuda:99"], "device='cuda:99' is absent"),
+        (["--suite", "kernels", "--dtype", "float31"], "dtype='float31' is unknown"),
+        (["--suite", "kernels", "--dtype", "fp8"], "fp8"),
         (["compare", "a.jsonl"], "at least two"),
         (["compare", "a.jsonl", "b.jsonl"], "does not exist"),
         (["report", "a.jsonl", "-o", "page.pdf"], "written as .html"),

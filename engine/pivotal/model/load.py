@@ -77,7 +77,7 @@ def load(
 
     Raises ValueError for a wrong argument, ModelError for a model that can't be had or run.
     """
-    place = (_device(device), precision_of(dtype))
+    place = (device_of(device), precision_of(dtype))
     place[1].require_device(place[0])
     known = family_named(family) if isinstance(family, str) else family
     name, found = _located(source, variant, revision, local_files_only, known)
@@ -210,7 +210,8 @@ def _refuse(name: str, **given: object) -> None:
             raise ValueError(f"{argument}={value!r} means nothing for {name!r}; leave it out")
 
 
-def _device(device: str | torch.device) -> torch.device:
+def device_of(device: str | torch.device) -> torch.device:
+    """A device that is here. Raises ValueError for what is none, absent or of another kind."""
     try:
         made = torch.device(device)
     except (RuntimeError, TypeError) as error:

@@ -62,11 +62,14 @@ def cases(plan: Plan) -> Iterator[Case]:
                 _preparing(layer, impl, plan),
                 settings,
                 place,
-                needs=_needs(impl, plan),
+                needs=needs(impl, plan),
             )
 
 
-def _needs(impl: str, plan: Plan) -> str | None:
+def needs(impl: str, plan: Plan) -> str | None:
+    """Why a kernel can't be timed by this plan, or None."""
+    if not hasattr(torch, plan.dtype):
+        return f"{plan.dtype} is a way to run a network; kernels alone take float dtypes"
     if impl in ("triton", "xformers") and plan.torch_device.type != "cuda":
         return f"{impl} needs a CUDA device"
     return None

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from pivotal.engine import Engine
+from pivotal.model.load import device_of
+from pivotal.runtime.precision import precision_of
 
 PROMPT = "a red star on a gray background"
 TARGETS = (
@@ -26,7 +28,9 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """model: as `Engine.load` takes it. steps: of inversions and edits. quick: few cases."""
+    """model, device, dtype: as `Engine.load` takes them, and refused as there. steps: of inversions
+    and edits. quick: few cases.
+    """
 
     model: str = "shapes"
     device: str = "cpu"
@@ -37,6 +41,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}; at least 1 is expected")
+        precision_of(self.dtype).require_device(self.torch_device)
 
     @cached_property
     def engine(self) -> Engine:
@@ -50,7 +55,7 @@ class Plan:
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device(self.device)
+        return device_of(self.device)
 
 
 def picture() -> Path:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pivotal.bench.cases import Case
-from pivotal.bench.suites import cold_start, edits, kernels, methods, unet, whole
+from pivotal.bench.suites import cold_start, edits, guided_step, kernels, methods, unet, whole
 from pivotal.bench.suites.plan import Plan
 
+
+def _kernels(plan: Plan) -> Iterator[Case]:
+    yield from kernels.cases(plan)
+    yield from guided_step.cases(plan)
+
+
 SUITES: Mapping[str, Callable[[Plan], Iterable[Case]]] = {
-    kernels.SUITE: kernels.cases,
+    kernels.SUITE: _kernels,
     unet.SUITE: unet.cases,
     methods.SUITE: methods.cases,
     edits.SUITE: edits.cases,
