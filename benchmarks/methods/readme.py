@@ -20,7 +20,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN = "<!-- methods: made by `python -m methods.readme`, not by hand -->"
 END = "<!-- methods: end -->"
 HEADER = (
-    "method", "guidance", "picture, dB", "latents, dB", "seconds", "UNet rows (backward)",
+    "method", "guidance", "picture (VAE), dB", "latents, dB", "seconds", "UNet rows (backward)",
     "colour / shape swaps", "outside, dB", "scenes",
 )  # fmt: skip
 
@@ -33,13 +33,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         return "Not measured on these weights."
     usual = [row for row in known if row["scale"] == 7.5 or row["label"] == "DDIM, 1 in, 1 out"]
     others = [row for row in known if row not in usual]
-    most = max(row["scenes"] for row in known)
-    vae = next(row["vae_db"] for row in known if row["scenes"] == most)
     steps = known[0]["steps"]
     said = (
-        f"{steps} steps up and down; the autoencoder's own round trip is {vae:.2f} dB over the "
-        f"first {most} scenes. Seconds and rows are of one image's inversion, in batches of two, "
-        "on one thread of a shared machine. Swaps: edits that pass the oracle."
+        f"{steps} steps up and down. VAE: the autoencoder's own round trip of the row's scenes, the "
+        "first so many; compare rows of as many scenes. Seconds and rows are of one image's "
+        "inversion, in batches of two, on one thread of a shared machine. Swaps: edits that pass "
+        "the oracle."
     )
     parts = [said, "", *_lines(usual)]
     if others:
@@ -65,7 +64,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["label"],
         f"{row['scale']:g}",
-        f"{row['picture_db']:.2f}",
+        f"{row['picture_db']:.2f} ({row['vae_db']:.2f})",
         "exact" if row["latents_db"] > 90 else f"{row['latents_db']:.1f}",
         f"{row['seconds_invert']:.1f}",
         f"{row['rows_invert']:.0f}{backward}",

@@ -42,7 +42,14 @@ def test_rows_come_in_the_trials_order_with_what_they_lack():
     ]  # fmt: skip
     assert "| 50 (400) | 3 of 4 / - | 30.0 | 8 |" in lines[2]
     assert "| exact |" in lines[4]
-    assert "20.13" in lines[1]
+    assert "20.13 (33.00)" in lines[1]
+
+
+def test_a_row_of_few_scenes_stands_beside_their_own_round_trip():
+    few, many = row("direct", 7.5, vae_db=36.5, scenes=2), row("null-text", 7.5, vae_db=34.1)
+    made = readme.table([few, many])
+    assert "20.13 (36.50)" in made
+    assert "20.13 (34.10)" in made
 
 
 def test_the_table_goes_between_its_markers_and_nowhere_else():
