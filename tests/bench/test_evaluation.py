@@ -119,6 +119,28 @@ def test_a_folder_in_pie_benchs_format_gives_the_scenes_back(data):
     assert len(tasks(data, (64, 64), limit=1)) == 1
 
 
+def test_words_that_bound_an_edit_are_found_beside_commas_and_absent_ones_bound_nothing(data):
+    mapping = json.loads((data / "mapping_file.json").read_text())
+    mapping["000"] |= {
+        "original_prompt": "a [red] circle, on gray", "editing_prompt": "a [blue] circle, on gray",
+        "blended_word": "circle zebra",
+    }  # fmt: skip
+    (data / "mapping_file.json").write_text(json.dumps(mapping))
+    assert tasks(data, (64, 64))[0].edit.blend == ("circle",)
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [(7, "an object of names"), ({"image_path": 7}, "image_path is 7"), ({"mask": None}, "starts")],
+)
+def test_an_entry_of_another_kind_gets_a_sentence(data, entry, sentence):
+    mapping = json.loads((data / "mapping_file.json").read_text())
+    mapping["000"] = mapping["000"] | entry if isinstance(entry, dict) else entry
+    (data / "mapping_file.json").write_text(json.dumps(mapping))
+    with pytest.raises(ResultsError, match=sentence):
+        tasks(data, (64, 64))
+
+
 @pytest.mark.parametrize("path", ["../../secret.png", "/etc/hostname"])
 def test_no_picture_outside_the_folder_is_read(data, path):
     mapping = json.loads((data / "mapping_file.json").read_text())

@@ -10,12 +10,15 @@ because results depend on them:
 * Background figures are over the pixels outside the mask alone. The published code multiplies both
   pictures by the mask and averages over all pixels, which gives higher decibels.
 * Where the mask covers everything there is no background: such a task is left out of those means.
+* `blended_word` bounds the edit (LocalBlend) by those of its words that a prompt holds; others, and
+  an empty one, bound nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,8 @@ KINDS = {
     "4": "change attribute content", "5": "change attribute pose", "6": "change attribute colour",
     "7": "change attribute material", "8": "change background", "9": "change style",
 }  # fmt: skip
-_NEEDED = ("image_path", "original_prompt", "editing_prompt", "mask")
+_TEXTS = ("image_path", "original_prompt", "editing_prompt")
+_NEEDED = (*_TEXTS, "mask")
 
 
 def tasks(folder: Path, size: tuple[int, int], limit: int | None = None) -> list[Task]:
@@ -55,10 +59,17 @@ def tasks(folder: Path, size: tuple[int, int], limit: int | None = None) -> list
     return [_task(folder, name, mapping[name], size) for name in chosen]
 
 
-def _task(folder: Path, name: str, entry: Mapping[str, Any], size: tuple[int, int]) -> Task:
+def _task(folder: Path, name: str, entry: Any, size: tuple[int, int]) -> Task:
+    if not isinstance(entry, dict):
+        raise ResultsError(f"{name} in {MAPPING} is {entry!r}; an object of names is expected")
     missing = [each for each in _NEEDED if each not in entry]
     if missing:
         raise ResultsError(f"{name} in {MAPPING} has no {', '.join(missing)}")
+    for each in _TEXTS:
+        if not isinstance(entry[each], str):
+            raise ResultsError(
+                f"{name} in {MAPPING}: {each} is {entry[each]!r}; a text is expected"
+            )
     root = (folder / PICTURES).resolve()
     path = (root / entry["image_path"]).resolve()
     if not path.is_relative_to(root):
@@ -68,8 +79,8 @@ def _task(folder: Path, name: str, entry: Mapping[str, Any], size: tuple[int, in
     mask = decode_mask(entry["mask"], (height, width), name)
     kind = str(entry.get("editing_type_id", "0"))
     prompt, target = (unbracketed(entry[each]) for each in ("original_prompt", "editing_prompt"))
-    words = tuple(dict.fromkeys(str(entry.get("blended_word", "")).split()))
-    said = {*prompt.split(), *target.split()}
+    words = dict.fromkeys(_words(str(entry.get("blended_word", ""))))
+    said = {*_words(prompt), *_words(target)}
     edit = Edit(target, blend=tuple(word for word in words if word in said))
     return Task(
         name,
@@ -84,6 +95,11 @@ def _task(folder: Path, name: str, entry: Mapping[str, Any], size: tuple[int, in
 def unbracketed(prompt: str) -> str:
     """`a [red] cat` as `a red cat`, with single spaces."""
     return " ".join(prompt.replace("[", " ").replace("]", " ").split())
+
+
+def _words(text: str) -> list[str]:
+    """Without the punctuation around them."""
+    return [word.strip(string.punctuation) for word in text.split()]
 
 
 def decode_mask(runs: Sequence[int], size: tuple[int, int], name: str = "a mask") -> NDArray[Any]:
