@@ -59,6 +59,10 @@ def bench(
     ),
     seconds: Annotated[float, typer.Option(help="At most, of each case.")] = 5.0,
     rounds: Annotated[int, typer.Option(help="At most, of each case.")] = 30,
+    exported: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="What `pivotal export` wrote, timed beside torch."),
+    ] = None,
     results: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Rows are appended to FOLDER/DEVICE/bench.jsonl.")
     ] = _RESULTS,
@@ -85,7 +89,7 @@ def bench(
     from pivotal.query import Progress
 
     chosen = model or ("shapes" if family in (None, "shapes") else f"random:{family}")
-    plan = Plan(chosen, device, dtype, steps, quick=not full)
+    plan = Plan(chosen, device, dtype, steps, quick=not full, exported=exported)
     cases = list(cases_of(suite or (), plan))
     effort = Effort(rounds=rounds, fewest=min(rounds, Effort.fewest), seconds=seconds)
     if any(case.settings.get("model") for case in cases):

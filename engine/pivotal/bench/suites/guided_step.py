@@ -46,8 +46,8 @@ def _preparing(side: int, impl: str, plan: Plan) -> Any:
         def check(result: GuidedStep) -> Mapping[str, Any]:
             plain, exact = _stepped(inputs, "reference"), _stepped(inputs.double(), "reference")
             try:
-                for name in result._fields:
-                    assert_as_exact(*(getattr(each, name) for each in (result, plain, exact)), name)
+                for name, *found in zip(result._fields, result, plain, exact, strict=True):
+                    assert_as_exact(found[0], found[1], found[2], name)
             except AssertionError as error:
                 raise WrongResultError(str(error)) from error
             return {}

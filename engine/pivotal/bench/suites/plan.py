@@ -29,7 +29,8 @@ TARGETS = (
 @dataclass(frozen=True)
 class Plan:
     """model, device, dtype: as `Engine.load` takes them, and refused as there. steps: of inversions
-    and edits. quick: few cases.
+    and edits. quick: few cases. exported: where `pivotal export` wrote this model, to be timed
+    beside torch.
     """
 
     model: str = "shapes"
@@ -37,6 +38,7 @@ class Plan:
     dtype: str = "float32"
     steps: int = 10
     quick: bool = True
+    exported: Path | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

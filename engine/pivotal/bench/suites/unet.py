@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ import torch
 from pivotal.bench.cases import Case, Prepared
 from pivotal.bench.suites.checks import require_close, require_finite
 from pivotal.bench.suites.plan import PROMPT, Plan
+from pivotal.driver import Denoiser
 from pivotal.query import Answer, Denoise, NoiseGradient, NoiseLoss
 from pivotal.runtime.compiled_unet import CompiledUNet, CompileOptions
+from pivotal.runtime.exported.backend import denoiser_of
+from pivotal.runtime.exported.record import read_record
 from pivotal.runtime.torch_denoiser import TorchDenoiser
 
 SUITE = "unet"
@@ -25,7 +29,9 @@ _TOLERANCE = {
 def cases(plan: Plan) -> Iterator[Case]:
     """Rows 1, 2, 4, 8; the model's size and double its sides; its dtype and, on request, others."""
     rows = (1, 4) if plan.quick else (1, 2, 4, 8, 16)
-    backends = ("torch",) if plan.quick else ("torch", "compiled")
+    backends = ["torch"] if plan.quick else ["torch", "compiled", "onnx", "tensorrt"]
+    if plan.quick and plan.exported is not None:
+        backends.append(_kind(plan.exported))
     dtypes = [plan.dtype]
     if not plan.quick:
         dtypes += [name for name in ("bfloat16", "float16") if name != plan.dtype]
@@ -36,7 +42,9 @@ def cases(plan: Plan) -> Iterator[Case]:
                 yield from (_case(at, batch, scale, "forward", each) for each in backends)
             for batch in rows[:1] if plan.quick else rows[:3]:
                 yield from (
-                    _case(at, batch, scale, "forward and backward", each) for each in backends
+                    _case(at, batch, scale, "forward and backward", each)
+                    for each in backends
+                    if each in ("torch", "compiled")  # the others answer no gradients
                 )
 
 
@@ -49,12 +57,29 @@ def _case(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Case:
     name = f"{plan.model} {plan.dtype}, {work}, {rows} rows{side}"
     name += "" if backend == "torch" else f", {backend}"
     group = f"{plan.model} {plan.dtype}"
-    return Case(SUITE, name, lambda: _prepare(plan, rows, scale, work, backend), settings, group)
+    return Case(
+        SUITE, name, lambda: _prepare(plan, rows, scale, work, backend), settings, group,
+        needs=_needs(plan, backend),
+    )  # fmt: skip
+
+
+def _needs(plan: Plan, backend: str) -> str | None:
+    """Why a backend can't be timed, or None."""
+    if backend in ("torch", "compiled"):
+        return None
+    if plan.exported is None or _kind(plan.exported) != backend:
+        return f"--exported FOLDER is needed, from `pivotal export {backend}`"
+    return None
+
+
+def _kind(exported: Path) -> str:
+    """The backend that an export is for. Raises BackendError for a folder that is none."""
+    return "onnx" if read_record(exported).engine is None else "tensorrt"
 
 
 def _prepare(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Prepared:
     model, eager = plan.engine.model, plan.engine.denoiser
-    denoiser = eager if backend == "torch" else _compiled(plan)
+    denoiser = eager if backend == "torch" else _other(plan, backend)
     size = (model.default_size[0] * scale, model.default_size[1] * scale)
     query = question(plan, rows, size, backward=work != "forward")
     pixels = size[0] // model.autoencoder.scale * (size[1] // model.autoencoder.scale)
@@ -77,12 +102,14 @@ def _prepare(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Prep
 
     if backend == "torch":
         return Prepared(run, check)
-    return Prepared(run, check, compile=run, counted=False)
+    return Prepared(run, check, compile=run if backend == "compiled" else None, counted=False)
 
 
-def _compiled(plan: Plan) -> TorchDenoiser:
-    """The same weights through `torch.compile`; its first answer compiles."""
+def _other(plan: Plan, backend: str) -> Denoiser:
+    """The same weights exported, or through `torch.compile`, whose first answer compiles."""
     model = plan.engine.model
+    if backend != "compiled":
+        return denoiser_of(backend, model, plan.exported, lambda: plan.engine.denoiser)
     network = CompiledUNet(model.unet, CompileOptions())
     return TorchDenoiser(network, model.levels.config.prediction_type)
 
