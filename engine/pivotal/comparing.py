@@ -19,6 +19,7 @@ from .inversion.registry import METHODS, method_named
 from .inversion_file import Inversion
 from .inversion_task import Settings, checked_settings, read_task
 from .noise_figures import figures_of_fresh_noise, noise_figures
+from .quality import latents_psnr
 from .query import Progress
 from .results import Edited
 from .running import Clock, Runner, Watch
@@ -143,6 +144,7 @@ def _compared(
         method=method.name,
         inversion=inversion,
         reconstruction=back,
+        latents_psnr=latents_psnr(inversion.latents, job.result()[:1]),
         noise=noise_figures(inversion.inverted.noise, grid.levels[-1]),
         edited=edited,
         outside_psnr=None if edited is None else _outside(inversion, edited, mask),

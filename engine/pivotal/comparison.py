@@ -20,13 +20,16 @@ class ComparedMethod:
     """One method on the image; where it could not, `error` says why and all else is None.
 
     seconds, unet_rows: of the inversion; what sampling back took is the reconstruction's own.
-    outside_psnr: decibels of the edit against the source where nothing was to change.
+    latents_psnr: decibels of the latents sampled back, -10 log10 of the mean squared difference: it
+    goes on where the picture's stop at the autoencoder's. outside_psnr: decibels of the edit
+    against the source where nothing was to change.
     """
 
     method: str
     error: str | None = None
     inversion: Inversion | None = None
     reconstruction: Reconstruction | None = None
+    latents_psnr: float | None = None
     noise: NoiseFigures | None = None
     edited: Edited | None = None
     outside_psnr: float | None = None
@@ -44,6 +47,7 @@ class ComparedMethod:
             "unet_rows": {"invert": self.unet_rows, "sample": found.unet_rows},
             "psnr": finite(found.psnr),
             "vae_psnr": finite(found.vae_psnr),
+            "latents_psnr": None if self.latents_psnr is None else finite(self.latents_psnr),
             "noise": asdict(self.noise),
             "outside_psnr": None if self.outside_psnr is None else finite(self.outside_psnr),
         }

@@ -45,11 +45,11 @@ def comparison_sheet(comparison: Comparison) -> Pixels:
 
 
 def figures_table(comparison: Comparison) -> Table:
-    """A line for each method, and one for noise that was drawn; back and kept are decibels."""
+    """A line for each method, and one for noise that was drawn; back, lat and kept are decibels."""
     edited = comparison.target is not None
-    header = ("method", "s", "rows", "back", "mean", "std", "KS", "corr")
+    header = ("method", "s", "rows", "back", "lat", "mean", "std", "KS", "corr")
     lines = [_line(each, edited) for each in comparison.methods]
-    fresh = ("drawn noise", "", "", "", *_of_noise(comparison.fresh_noise))
+    fresh = ("drawn noise", "", "", "", "", *_of_noise(comparison.fresh_noise))
     lines.append((*fresh, "") if edited else fresh)
     return Table((*header, "kept") if edited else header, lines)
 
@@ -57,12 +57,13 @@ def figures_table(comparison: Comparison) -> Table:
 def _line(each: ComparedMethod, edited: bool) -> tuple[str, ...]:
     found, noise = each.reconstruction, each.noise
     if found is None or noise is None:
-        return (each.method, "can't", *[""] * (7 if edited else 6))
+        return (each.method, "can't", *[""] * (8 if edited else 7))
     line = (
         each.method,
         f"{each.seconds:.1f}",
         str(each.unet_rows),
         _plain(found.psnr),
+        _plain(each.latents_psnr),
         *_of_noise(noise),
     )
     return (*line, _plain(each.outside_psnr)) if edited else line

@@ -36,6 +36,14 @@ def dominant_error(
     return "inversion" if squared_error(round_trip, unguided) > whole / 2 else "guidance"
 
 
+def latents_psnr(source: Tensor, back: Tensor) -> float:
+    """-10 log10 of the mean squared difference of latents [B, C, h, w], in float64; infinite for
+    equal ones. Latents have no largest value: 0 dB is an error as large as their unit.
+    """
+    squares = float((back.cpu().double() - source.cpu().double()).square().mean())
+    return math.inf if squares == 0 else -10 * math.log10(squares)
+
+
 def noise_std_ratio(noise: Tensor, level: NoiseLevel) -> float:
     """Standard deviation of inverted noise over sigma_max, in sigma space; 1 is what sampling
     expects.

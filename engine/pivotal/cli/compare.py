@@ -54,8 +54,9 @@ def compare(
 ) -> None:
     """Run inversion methods on one image: a contact sheet, and figures of each.
 
-    back: decibels of what was sampled back. mean, std, KS, corr: how noise-like the noise is (0, 1
-    and the drawn noise's are best). kept: decibels of the edit where nothing was to change.
+    back, lat: decibels of the picture and of the latents that were sampled back. mean, std, KS,
+    corr: how noise-like the noise is (0, 1 and the drawn noise's are best). kept: decibels of the
+    edit where nothing was to change.
 
     Example: `pivotal compare photo.jpg --prompt "a cat on a sofa" --target "a dog on a sofa"
     --method ddim --method direct -o methods.png`
@@ -106,7 +107,7 @@ def shown_table(figures: Any, compared: Comparison) -> Any:
 
     from pivotal.records import decibels
 
-    table = Table(*figures.header, padding=(0, 1, 0, 0))  # nine columns, in 80
+    table = Table(*figures.header, padding=(0, 1, 0, 0))  # ten columns, in 80
     for line in figures.rows:
         table.add_row(*line)
     found = compared.done[0].reconstruction
