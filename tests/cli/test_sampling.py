@@ -112,7 +112,7 @@ WRONG = {
     "--loss blue --loss-mask other.png": "--loss-mask is for --loss image:FILE",
     "--loss-every 2": "--loss-every is for a loss",
     "--loss-through-unet": "--loss-through-unet is for a loss",
-    "--loss blue --loss-every 0": "periodicity=0; 1 or more",
+    "--loss blue --loss-every 0": "--loss-every 0; 1 or more",
     "--loss blue --loss-scale inf": "scale=inf; a finite number",
     "--prompt-blend square": "--prompt-blend 'square': write PROMPT=AMOUNT",
     "--prompt-blend =0.5": "--prompt-blend '=0.5': write PROMPT=AMOUNT",

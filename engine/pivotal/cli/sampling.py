@@ -97,6 +97,8 @@ class SamplingOptions:
             "--loss-every": self.loss_every,
             "--loss-through-unet": self.loss_through_unet or None,
         }
+        if self.loss_every is not None and self.loss_every < 1:
+            raise ValueError(f"--loss-every {self.loss_every}; 1 or more is possible")
         if self.loss is None:
             for name, value in settings.items():
                 if value is not None:
