@@ -35,8 +35,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     others = [row for row in known if row not in usual]
     steps = known[0]["steps"]
     said = (
-        f"{steps} steps up and down. VAE: the autoencoder's own round trip of the row's scenes, the "
-        "first so many; compare rows of as many scenes. Seconds and rows are of one image's "
+        f"{steps} steps up and down. VAE: the autoencoder's own round trip of the row's scenes, "
+        "the first so many; compare rows of as many scenes. Seconds and rows are of one image's "
         "inversion, in batches of two, on one thread of a shared machine. Swaps: edits that pass "
         "the oracle."
     )
