@@ -28,6 +28,7 @@ from PIL import Image
 
 import pivotal
 from pivotal.bench.environment import environment
+from pivotal.bench.rows import append
 from pivotal.bench.timing import Stopwatch
 
 ROOT = Path(__file__).resolve().parent
@@ -180,9 +181,7 @@ def report(given: argparse.Namespace, work: str, measured: dict[str, Any]) -> No
         ),
     }
     path = ROOT / "results" / Stopwatch(torch.device(given.device)).name / "concurrency.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    append(path, row)
     sys.stdout.write(json.dumps(row) + "\n")
 
 

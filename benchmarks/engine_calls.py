@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,10 +22,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 
 import pivotal
+from pivotal.bench.environment import environment
+from pivotal.bench.rows import append
+from pivotal.bench.timing import Stopwatch
 from pivotal.driver import Denoiser
 from pivotal.query import Answer, Query
 
@@ -68,14 +67,13 @@ def main() -> None:
         "steps": given.steps,
         "threads": given.threads,
         **figures,
-        "environment": environment(),
+        "environment": environment(
+            torch.device(given.device), ["python", "benchmarks/engine_calls.py", *sys.argv[1:]]
+        ),
     }
-    line = json.dumps(row)
-    path = ROOT / "results" / given.device / "engine_calls.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(line + "\n")
-    sys.stdout.write(line + "\n")
+    name = Stopwatch(torch.device(given.device)).name
+    append(ROOT / "results" / name / "engine_calls.jsonl", row)
+    sys.stdout.write(json.dumps(row) + "\n")
 
 
 def measured(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -152,25 +150,6 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return result, time.perf_counter() - start
-
-
-def environment() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    return {
-        "commit": git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", "engine", "kernels")),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "machine": platform.machine(),
-        "load_average": os.getloadavg()[0],
-        "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
 
 
 if __name__ == "__main__":
