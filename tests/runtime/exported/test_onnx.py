@@ -9,12 +9,14 @@ import onnxruntime
 import pytest
 import torch
 
+from pivotal.backends import BACKENDS
 from pivotal.control import NoEdit
 from pivotal.driver import drive, require
 from pivotal.errors import BackendError
 from pivotal.inversion import ddim
 from pivotal.query import Denoise, NoiseGradient
 from pivotal.runtime.buckets import Buckets
+from pivotal.runtime.exported import backend
 from pivotal.runtime.exported.comparison import compare
 from pivotal.runtime.exported.denoiser import HybridDenoiser
 from pivotal.runtime.exported.onnx_network import OnnxNetwork
@@ -112,6 +114,11 @@ def test_inversion_and_guided_sampling_end_where_torchs_do(small, latents, promp
 def test_gradients_are_refused_before_anything_runs(small, latents, prompts):
     with pytest.raises(BackendError, match="the onnx backend can't answer NoiseGradient"):
         require(small.onnx(), [Denoise, NoiseGradient], "null-text")
+
+
+def test_what_an_export_answers_is_what_methods_list_for_both_kinds(small):
+    assert small.onnx().answers == BACKENDS["onnx"] == BACKENDS["tensorrt"]
+    assert set(BACKENDS) == {name for name in backend.BACKENDS if "+" not in name}
 
 
 def test_a_hybrid_gives_gradients_to_torch_and_the_rest_to_the_export(
