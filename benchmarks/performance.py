@@ -3,7 +3,7 @@
     python benchmarks/performance.py [--check]
 
 Writes the tables between two markers of README.md, and docs/benchmarks.html and .md. --check
-writes nothing and ends with 1 where the README is stale.
+writes nothing and ends with 1 where the README or docs/benchmarks.md is stale.
 """
 
 from __future__ import annotations
@@ -76,13 +76,16 @@ def renewed(text: str, made: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--check", action="store_true", help="only say whether the README is stale")
+    parser.add_argument("--check", action="store_true", help="only say what is stale")
     given = parser.parse_args()
     rows, text = read(RESULTS), README.read_text("utf-8")
     wanted = renewed(text, section(rows))
     if given.check:
-        if wanted != text:
-            sys.exit("README.md is stale: run python benchmarks/performance.py")
+        shown = (DOCS / "benchmarks.md").read_text("utf-8")
+        stale = {"README.md": wanted != text, "docs/benchmarks.md": markdown(rows) != shown}
+        if any(stale.values()):
+            names = ", ".join(name for name, is_stale in stale.items() if is_stale)
+            sys.exit(f"stale: {names}; run python benchmarks/performance.py")
         return
     README.write_text(wanted, "utf-8")
     (DOCS / "benchmarks.html").write_text(html(rows), "utf-8")
