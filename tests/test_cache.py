@@ -87,6 +87,7 @@ def test_what_was_never_put_is_not_there(cache):
         {"method": "null-text"},
         {"options": {"guidance_scale": 1.5}},
         {"report": {"dtype": "float16"}},
+        {"report": {"dtype": "float32", "precision": {"autoencoder": "bfloat16"}}},
     ],
     ids=lambda change: next(iter(change)),
 )

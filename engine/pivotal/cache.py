@@ -93,11 +93,13 @@ class InversionCache:
         method: str,
         options: Mapping[str, Any],
         dtype: str,
+        precision: Mapping[str, Any] | None,
     ) -> str:
         """SHA-256 of all that an inversion comes from, 64 hexadecimal digits.
 
         The guidance scale is that of replays; a method fitted for one has it among its options.
         size: (height, width) of the fitted picture. dtype: the network's, as in "float32".
+        precision: the whole policy's record.
         """
         parts = {
             "code": self._code,
@@ -110,6 +112,7 @@ class InversionCache:
             "method": method,
             "options": dict(options),
             "dtype": dtype,
+            "precision": precision,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -125,6 +128,7 @@ class InversionCache:
             method=inversion.method,
             options=inversion.options,
             dtype=str(inversion.report.get("dtype")),
+            precision=inversion.report.get("precision"),
         )
 
     def get(self, key: str) -> Inversion | None:

@@ -195,6 +195,7 @@ def _from_cache(
             method=settings.method.name,
             options=asdict(settings.options),
             dtype=runner.dtype_name,
+            precision=runner.model.precision.record(),
         )
     )
     if kept is None:
