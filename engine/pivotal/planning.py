@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ class Planner:
 
     networks: NetworkMemory
     limit: int | None = None
+    _rehearsals: dict[Any, Mapping[Any, int]] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(
@@ -88,7 +89,10 @@ class Planner:
     ) -> MemoryPlan:
         """Of so many images at once, of (height, width) pixels."""
         shape = self._latents(size)
-        asked = dict(rehearsed(method, options, schedule))
+        known = (method.name, options, schedule)
+        if known not in self._rehearsals:
+            self._rehearsals[known] = rehearsed(method, options, schedule)
+        asked = dict(self._rehearsals[known])
         if NoiseGradient in method.needs and set(asked) == {None}:
             asked["latents"] = asked[None]  # the stand-in was too easy for it to need a gradient
         row = max(self._row(kind, shape) for kind in asked)
