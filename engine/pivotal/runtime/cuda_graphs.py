@@ -121,7 +121,10 @@ class CudaCapture:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            # Another thread may encode or decode meanwhile, and allocate: that must not end it.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ):
                 answer = work()
         return graph.replay, answer
 
