@@ -294,3 +294,14 @@ def test_a_heat_map_leaves_its_inputs_alone_and_refuses_what_is_no_map():
         heat_map(word_map, pixels, "jet")
     with pytest.raises(ValueError, match="pixels are"):
         heat_map(word_map, pixels / 255)
+
+
+def test_a_sheet_of_few_panels_is_wide_enough_for_its_table():
+    header = ["method", "s", "rows", "back", "lat", "mean", "std", "KS", "corr", "kept"]
+    rows = [["null-text-line-search", *["100.00"] * 9]] * 3
+    few = contact_sheet([Row("", [Panel("", block())])], table=Table(header, rows))
+    many = contact_sheet([Row("", [Panel("", block())] * 8)], table=Table(header, rows))
+    alone = [contact_sheet([Row("", [Panel("", block())] * count)]) for count in (1, 8)]
+    assert few.shape[0] - alone[0].shape[0] == many.shape[0] - alone[1].shape[0]  # no cell wraps
+    long = Table(["a"], [["a word " * 500]])
+    assert contact_sheet([Row("", [Panel("", block())])], table=long).shape[1] < 1400

@@ -24,10 +24,11 @@ from pivotal.figures.palette import (
     TITLE,
     blank_strip,
 )  # fmt: skip
-from pivotal.figures.table import Table, table_strip
+from pivotal.figures.table import Table, table_strip, unwrapped_width
 from pivotal.images import Pixels, check_pixels
 
 _MIN_CONTENT = 480
+_WIDEST_FOR_TABLE = 1200  # beyond it a table's cells wrap
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def contact_sheet(
     Each picture fits a square of `side` pixels: small ones grow by a whole factor without
     smoothing, large ones shrink (Lanczos). A row of more panels than `columns` (None: the longest
     row, loose panels at most 6) goes on in further lines, evenly filled. Text wraps and never
-    leaves its column. Raises ValueError for an empty sheet and for unusable numbers or pixels.
+    leaves its column; so that a table's need not wrap, the sheet widens to 1200 pixels. Raises
+    ValueError for an empty sheet and for unusable numbers or pixels.
     """
     rows = _as_rows(content)
     if side < 16:
@@ -77,6 +79,8 @@ def contact_sheet(
         raise ValueError(f"{columns} columns can't hold a panel: give at least 1")
     columns = max(_balanced(len(row.panels), columns) for row in rows)
     inside = max(columns * (side + GAP) - GAP, _MIN_CONTENT)
+    if table is not None:
+        inside = max(inside, min(unwrapped_width(table), _WIDEST_FOR_TABLE))
     strips = [blank_strip(inside, MARGIN)]
     if title:
         strips += [_text(title, TITLE, INK, inside), blank_strip(inside, GAP)]

@@ -18,12 +18,16 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
+def unwrapped_width(table: Table) -> int:
+    """Pixels in which no cell needs a second line. Raises ValueError for cells beside columns."""
+    natural = _natural_widths(_checked_cells(table))
+    return sum(natural) + (len(natural) - 1) * GAP
+
+
 def table_strip(table: Table, inside: int) -> Image.Image:
     """The table as a strip whose content is `inside` pixels wide."""
-    cells = [list(table.header), *map(list, table.rows)]
+    cells = _checked_cells(table)
     count = len(table.header)
-    if count == 0 or any(len(row) != count for row in cells):
-        raise ValueError(f"every row of a table needs {count} cells, as its header has, at least 1")
     widths = _column_widths(cells, inside)
     wrapped = [
         [wrap(cell, TEXT, width) for cell, width in zip(row, widths, strict=True)] for row in cells
@@ -43,9 +47,22 @@ def table_strip(table: Table, inside: int) -> Image.Image:
     return strip
 
 
+def _checked_cells(table: Table) -> list[list[str]]:
+    """The header's and all rows' cells."""
+    cells = [list(table.header), *map(list, table.rows)]
+    count = len(table.header)
+    if count == 0 or any(len(row) != count for row in cells):
+        raise ValueError(f"every row of a table needs {count} cells, as its header has, at least 1")
+    return cells
+
+
+def _natural_widths(cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(_length([row[column]]) for row in cells) + 2 for column in range(len(cells[0]))]
+
+
 def _column_widths(cells: Sequence[Sequence[str]], inside: int) -> list[int]:
     count = len(cells[0])
-    natural = [max(_length([row[column]]) for row in cells) + 2 for column in range(count)]
+    natural = _natural_widths(cells)
     room = inside - (count - 1) * GAP
     if room < count * TEXT:
         raise ValueError(f"a table of {count} columns does not fit {inside} pixels")
