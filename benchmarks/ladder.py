@@ -169,9 +169,11 @@ def cases(ladder: Ladder) -> Iterator[Case]:
 
     def rung(name: str, make: Callable[[], Callable[[], Tensor]], kind: str = "cumulative",
              needs: str | None = None) -> Case:  # fmt: skip
+        whole = name == "plain transcription, a row at a time"
+        half = not whole if kind == "cumulative" else "half" in name
         settings = {
             "model": ladder.model, "steps": ladder.steps, "inner_steps": ladder.inner_steps,
-            "kind": kind,
+            "kind": kind, "dtype": "bfloat16" if half else "float32",
         }  # fmt: skip
         return Case(SUITE, name, lambda: _prepared(ladder, make), settings, kind, needs)
 

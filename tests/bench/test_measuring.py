@@ -55,6 +55,18 @@ def test_the_first_call_and_compiling_are_told_apart_from_the_rest(rows_of, cloc
     assert max(row["samples"]) < 150
 
 
+def test_each_case_is_held_against_a_product_in_its_own_dtype(rows_of):
+    def case(dtype):
+        run = Prepared(lambda: torch.ones(4) @ torch.ones(4), lambda r: {})
+        return Case("suite", dtype, lambda: run, {"dtype": dtype})
+
+    single, double, same = rows_of([case(each) for each in ("float32", "float64", "tf32")])
+    samples = [each["ceilings"]["samples"] for each in (single, double, same)]
+    assert samples[0]["a large matrix product"] != samples[1]["a large matrix product"]
+    assert samples[0] == samples[2]
+    assert samples[0]["a large copy"] == samples[1]["a large copy"]
+
+
 def test_cases_of_a_group_take_turns(rows_of):
     order = []
 

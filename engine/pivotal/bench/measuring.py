@@ -79,7 +79,8 @@ def measure(
     """A row for every case, as its group ends.
 
     A case that can't be prepared, or whose result fails its check, is not timed: its row has the
-    error. dtype: of the matrix product that is the machine's ceiling.
+    error. dtype: of the matrix product that is the machine's ceiling, for cases whose settings name
+    none.
     """
     stopwatch, started = Stopwatch(device), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     common = {
@@ -98,14 +99,14 @@ def measure(
             else:
                 yield {**common, **_named(case), **ready}
         if running:
-            ceilings, ceiling_samples = _rounds(running, stopwatch, effort, dtype, listener)
+            ceilings = _rounds(running, stopwatch, effort, dtype, listener)
             after = {"gpu_after": gpu_state(device)} if device.type == "cuda" else {}
             for each in running:
                 yield {
                     **common,
                     **after,
                     **_named(each.case),
-                    **_timed(each, ceilings, ceiling_samples),
+                    **_timed(each, *ceilings[_dtype(each.case, dtype)]),
                 }
 
 
@@ -148,17 +149,20 @@ def _rounds(
     effort: Effort,
     dtype: torch.dtype,
     listener: Listener,
-) -> tuple[Ceilings, dict[str, list[float]]]:
+) -> dict[torch.dtype, tuple[Ceilings, dict[str, list[float]]]]:
     """Time all in rounds, in random order, the ceilings among them, after a round to warm up.
 
     Rounds spread each case over the whole time, so that a machine whose speed drifts slows all.
+    Returns the ceilings and their samples for each dtype that the cases have.
     """
-    product, flops = large_product(stopwatch.device, dtype)
+    needed = dict.fromkeys(_dtype(each.case, dtype) for each in running)
+    products = {each: large_product(stopwatch.device, each) for each in needed}
+    product_samples: dict[torch.dtype, list[float]] = {each: [] for each in needed}
     copy, moved = large_copy(stopwatch.device)
-    limits: dict[str, list[float]] = {PRODUCT: [], COPY: []}
+    copy_samples: list[float] = []
     calls: list[tuple[Callable[[], object], list[float]]] = [
-        (product, limits[PRODUCT]),
-        (copy, limits[COPY]),
+        *((products[each][0], product_samples[each]) for each in needed),
+        (copy, copy_samples),
         *((each.prepared.run, each.samples) for each in running),
     ]
     order, deadline = random.Random(effort.seed), time.monotonic() + effort.seconds * len(running)
@@ -172,8 +176,19 @@ def _rounds(
             time.monotonic() > deadline or all(_settled(each.samples) for each in running)
         ):
             break
-    ceilings = Ceilings(flops / min(limits[PRODUCT]), moved / min(limits[COPY]))
-    return ceilings, limits
+    return {
+        each: (
+            Ceilings(products[each][1] / min(samples), moved / min(copy_samples)),
+            {PRODUCT: samples, COPY: copy_samples},
+        )
+        for each, samples in product_samples.items()
+    }
+
+
+def _dtype(case: Case, otherwise: torch.dtype) -> torch.dtype:
+    """Of the products that a case is made of."""
+    found = getattr(torch, str(case.settings.get("dtype", "")), otherwise)
+    return found if isinstance(found, torch.dtype) else otherwise
 
 
 def _settled(samples: list[float]) -> bool:
