@@ -29,7 +29,7 @@ def test_a_stale_readme_is_told(performance, monkeypatch, tmp_path):
     stale.write_text((ROOT / "README.md").read_text().replace("| unet |", "| unet, by hand |", 1))
     monkeypatch.setattr(performance, "README", stale)
     monkeypatch.setattr(sys, "argv", ["performance.py", "--check"])
-    with pytest.raises(SystemExit, match="stale: README.md; run"):
+    with pytest.raises(SystemExit, match=r"stale: README\.md; run"):
         performance.main()
 
 
@@ -37,7 +37,7 @@ def test_a_stale_report_is_told(performance, monkeypatch, tmp_path):
     (tmp_path / "benchmarks.md").write_text("an older report")
     monkeypatch.setattr(performance, "DOCS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["performance.py", "--check"])
-    with pytest.raises(SystemExit, match="stale: docs/benchmarks.md; run"):
+    with pytest.raises(SystemExit, match=r"stale: docs/benchmarks\.md; run"):
         performance.main()
 
 
