@@ -12,5 +12,5 @@ class Network(Protocol):
     """Tensors by name in, tensors in order out, on the network's device. Safe for many threads."""
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Outputs may be views of static buffers."""
+        """Outputs are the caller's: no later call writes into them."""
         ...

@@ -20,8 +20,8 @@ class TensorRTNetwork:
     """Enqueues on torch's current stream; inputs and outputs are bound by address.
 
     Each set of shapes has a context and outputs of its own, made when it first comes: what was
-    captured in a CUDA graph is then never touched by another shape. Outputs are overwritten by the
-    next call of the same shapes. Threads take turns to enqueue.
+    captured in a CUDA graph is then never touched by another shape. What is returned is a copy that
+    the next call leaves alone. Threads take turns to enqueue.
 
     weights: an ONNX file whose weights a stripped engine is given.
     Raises BackendError for a file that this machine can't run.
@@ -70,7 +70,7 @@ class TensorRTNetwork:
                 raise BackendError(f"{self.path.name} failed: {self._log.last_error}")
             for tensor in bound.values():
                 tensor.record_stream(stream)  # not freed before the engine has read it
-        return outputs
+            return tuple(tensor.clone() for tensor in outputs)
 
     def _prepared(self, bound: Mapping[str, Tensor]) -> tuple[Any, tuple[Tensor, ...]]:
         shapes = tuple(tuple(tensor.shape) for tensor in bound.values())
@@ -79,7 +79,13 @@ class TensorRTNetwork:
         profile = self._profile(bound)
         context = self._engine.create_execution_context()
         stream = torch.cuda.current_stream(self.device)
-        context.set_optimization_profile_async(profile, stream.cuda_stream)
+        if context is None or not context.set_optimization_profile_async(
+            profile, stream.cuda_stream
+        ):
+            raise BackendError(
+                f"{self.path.name} can't be prepared for latents "
+                f"{list(bound['latents'].shape)}: {self._log.last_error}"
+            )
         for name, tensor in bound.items():
             if not context.set_input_shape(name, tuple(tensor.shape)):
                 raise BackendError(f"{self.path.name} takes no {name} of {list(tensor.shape)}")
