@@ -142,9 +142,9 @@ def build(
     config.progress_monitor = api.monitor(told, stop)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
-    if options.strip_weights:
+    if options.strip_weights:  # alone, an engine that takes its own weights back and no others
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    elif options.refit:
+    if options.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
     if api.ahead_of_time:
         config.num_compute_capabilities = len(options.sm)
