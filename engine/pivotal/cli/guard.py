@@ -89,13 +89,14 @@ def _code(error: BaseException, interruption: Interruption) -> int:
     if interruption.asked or isinstance(error, KeyboardInterrupt):
         _say("interrupted")
         return INTERRUPTED
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else WRONG
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+        # The second is typer's: it makes an exit of what it sees.
         sink = os.open(os.devnull, os.O_WRONLY)
         with suppress(OSError, ValueError):  # a stdout without a descriptor has nothing to flush
             os.dup2(sink, sys.stdout.fileno())
         return UNREAD
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else WRONG
     sentence = _sentence(error)
     if sentence is None:
         raise error
