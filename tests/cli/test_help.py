@@ -96,7 +96,8 @@ def test_every_example_runs_and_prints_one_json_object_if_asked(pivotal, files, 
     if line.startswith("pivotal edit photo.safetensors"):
         for folder in (shown, asked):
             (folder / "cat.safetensors").rename(folder / "photo.safetensors")
-    if words[0] not in ("demo", "invert", "edit", "bench", "profile", "eval"):  # slower; other tests show their tables
+    # Of the slower ones other tests show the tables.
+    if words[0] not in ("demo", "invert", "edit", "bench", "profile", "eval"):
         done = pivotal(*words, *few, cwd=shown)
         assert done.returncode == 0, done.stderr
     done = pivotal(*words, *few, "--json", cwd=asked)

@@ -112,7 +112,8 @@ def in_span(residual: Tensor, moves: Tensor) -> Tensor:
     damping = torch.where(damping == 0, 1.0, damping)[:, None, None]
     eye = torch.eye(moves.shape[1], dtype=moves.dtype, device=moves.device)
     wanted = -(moves @ residual[:, :, None])
-    return torch.linalg.solve(normal + damping * eye, wanted)[:, :, 0]
+    found: Tensor = torch.linalg.solve(normal + damping * eye, wanted)
+    return found[:, :, 0]
 
 
 def unit(direction: Tensor) -> Tensor:
