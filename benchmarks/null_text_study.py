@@ -143,6 +143,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         kinds = [row[f"{kind}_success"] for kind in ("colour", "shape")]
         shares = [share for share in kinds if share is not None]
         row["success"] = 100 * sum(shares) / len(shares)
+    families = list(dict.fromkeys(_family(row) for row in known))  # one colour in all panels
     panels = figure.subplots(1, 3)
     for axes, (name, shown) in zip(
         panels,
@@ -154,7 +155,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         strict=True,
     ):
         inexact = [row for row in known if row["latents_db"] < EXACT]
-        _panel(axes, inexact if name == "latents_db" else known, name)
+        _panel(axes, inexact if name == "latents_db" else known, name, families)
         axes.set(xlabel="UNet passes an image, forward and backward", ylabel=shown)
     panels[1].legend(fontsize=8)
     scenes, steps = max(row["scenes"] for row in known), known[0]["steps"]
@@ -167,13 +168,17 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _panel(axes: Axes, rows: Sequence[dict[str, Any]], name: str) -> None:
-    families = list(dict.fromkeys(row["label"].split(",")[0].split()[0] for row in rows))
+def _family(row: dict[str, Any]) -> str:
+    return str(row["label"].split(",")[0].split()[0])
+
+
+def _panel(axes: Axes, rows: Sequence[dict[str, Any]], name: str, families: Sequence[str]) -> None:
     for place, family in enumerate(families):
-        own = [row for row in rows if row["label"].split(",")[0].split()[0] == family]
+        own = [row for row in rows if _family(row) == family]
         own.sort(key=passes)
         x, y = [passes(row) for row in own], [row[name] for row in own]
-        axes.plot(x, y, marker="os^Dvx*P"[place % 8], linewidth=0.8, label=family)
+        marker, colour = "os^Dvx*P"[place % 8], f"C{place}"
+        axes.plot(x, y, marker=marker, color=colour, linewidth=0.8, label=family)
         for row, at, high in zip(own, x, y, strict=True):
             text = row["label"].split(family)[1].strip(", ")
             axes.annotate(text, (at, high), fontsize=6, xytext=(3, 3), textcoords="offset points")
