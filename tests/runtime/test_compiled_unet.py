@@ -15,6 +15,7 @@ from pivotal.query import Denoise, LossGradient, NoiseGradient
 from pivotal.runtime.buckets import Buckets
 from pivotal.runtime.compile_cache import default_compile_folder, kept_in
 from pivotal.runtime.compiled_denoiser import CompiledDenoiser, warm_up
+from pivotal.runtime.compiled_graphs import CompiledGraphs
 from pivotal.runtime.compiled_unet import CompiledUNet, CompileOptions, compile_options
 from pivotal.runtime.probe import probe_routes
 from pivotal.runtime.torch_denoiser import TorchDenoiser
@@ -267,3 +268,24 @@ def test_on_a_gpu_convolutions_are_laid_out_channels_last(plain_unet):
     weights = [p for p in unet.parameters() if p.ndim == 4 and p.shape[-1] > 1]
     assert weights
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_gradients_code_is_kept_where_the_forward_passes_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
+    graphs = CompiledGraphs("inductor", tmp_path / "ours")
+    layer = torch.nn.Linear(8, 8).requires_grad_(False)
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    answer = graphs.run(_wave, "", layer, x)
+    (gradient,) = torch.autograd.grad(answer.sum(), x)
+    (expected,) = torch.autograd.grad(_wave(layer, x).sum(), x)
+    torch.testing.assert_close(gradient, expected)
+    kept = list((tmp_path / "ours").rglob("*.so"))
+    stray = list((tmp_path / "torch").rglob("*.so"))
+    assert kept
+    assert not stray
+
+
+def _wave(layer, x):
+    return torch.tanh(layer(x)).sin()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import FunctionType
@@ -48,7 +49,7 @@ class CompiledGraphs:
         name = f"{function.__name__.strip('_')}_{len(self._graphs)}"
         graph = self._compiled(function, name)
         start = time.perf_counter()
-        with kept_in(self.cache):
+        with kept_in(self.cache), _backward_at_once():
             try:
                 answer = graph(module, *inputs)
             except torch.OutOfMemoryError:
@@ -80,6 +81,16 @@ class CompiledGraphs:
             own, fullgraph=True, dynamic=False, backend=self.backend
         )
         return compiled
+
+
+def _backward_at_once() -> AbstractContextManager[Any]:
+    """Compile a graph's backward pass with its forward pass, not when a gradient is first asked:
+    so it is cached, timed, and fails, as the forward pass does.
+    """
+    import torch._functorch.config as config
+
+    patched: AbstractContextManager[Any] = config.patch(force_non_lazy_backward_lowering=True)
+    return patched
 
 
 def _kind(value: Any) -> Hashable:
