@@ -122,7 +122,8 @@ def _located(
     """The model's name, and its folder, or the family and seed of random weights."""
     name = str(source)
     if name.startswith("random:"):
-        _refuse(name, variant=variant, revision=revision, family=family)
+        named = family if family is None else family.name
+        _refuse(name, variant=variant, revision=revision, family=named)
         return name, _random(name)
     if _URL.match(name):
         raise ValueError(f"{name!r} is a URL, and none is fetched; give a folder or a hub id")
