@@ -1,4 +1,4 @@
-"""Where editing meets sampling: two points, whatever the method and whatever the edit."""
+"""Where editing meets sampling, whatever the method and whatever the edit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .attention_routes import AttentionRoutes
 
 
 class Control(Protocol):
-    """The two points at which an edit meets any method's replay.
+    """What any method's replay asks of an edit: routes before a step, a last word after it.
 
     Steps count from the noisiest, 0.
     """
@@ -28,6 +28,12 @@ class Control(Protocol):
         """For each of R rows, the row it is an edit of: int64 [R]. A source is its own."""
         ...
 
+    def takes_fitted_null(self, step: int, rows: int) -> Tensor:
+        """Which of R rows are guided away from their image's fitted null embedding at this step,
+        and not from the empty prompt: bool [R]. Asked where a method has fitted one.
+        """
+        ...
+
 
 class NoEdit:
     """The control of a plain reconstruction."""
@@ -40,3 +46,6 @@ class NoEdit:
 
     def sources(self, rows: int) -> Tensor:
         return torch.arange(rows)
+
+    def takes_fitted_null(self, step: int, rows: int) -> Tensor:
+        return torch.ones(rows, dtype=torch.bool)

@@ -86,6 +86,7 @@ def edit_record(
             "kind": edited.kinds[index],
             "cross_replace_steps": dict(windows) if isinstance(windows, Mapping) else windows,
             "self_replace_steps": edit.self_replace_steps,
+            "null_text_steps": edit.null_text_steps,
             "weights": dict(edit.weights),
             "blend": edit.blend,
             "subtract": edit.subtract,

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from .control import Control, NoEdit
 from .driver import Job
-from .editing.edit import Edit
+from .editing.edit import Edit, bounds
 from .editing.prompt_to_prompt import PromptToPrompt
 from .editing.routes import WORD_COLUMNS
 from .errors import InversionFileError, ModelError
@@ -219,6 +219,12 @@ def _control(runner: Runner, inversion: Inversion, edits: Sequence[Edit]) -> Pro
         for prompt in (inversion.prompt, *(edit.target for edit in edits))
     )
     method, steps = method_named(inversion.method), inversion.num_inference_steps
+    for edit in edits:
+        if bounds(edit.null_text_steps) != (0, 1) and "null_embeddings" not in method.stored:
+            raise ValueError(
+                f"null_text_steps={edit.null_text_steps} means nothing after {method.name}, which "
+                "fits no null embedding; leave it out"
+            )
     first_step = method.first_step(method.options_from(inversion.options), steps)
     return PromptToPrompt(source, targets, edits, steps, runner.layers, first_step)
 

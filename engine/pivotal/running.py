@@ -89,6 +89,9 @@ class _Watched:
     def sources(self, rows: int) -> Tensor:
         return self._inner.sources(rows)
 
+    def takes_fitted_null(self, step: int, rows: int) -> Tensor:
+        return self._inner.takes_fitted_null(step, rows)
+
 
 class Clock:
     """Wall-clock seconds of named laps."""

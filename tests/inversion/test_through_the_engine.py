@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pivotal.editing.edit import Edit
 from pivotal.editing.masactrl import MutualSelfAttention
@@ -66,6 +67,24 @@ def test_an_edit_is_judged_by_the_steps_that_are_replayed(engine, picture):
     touched = engine.edit(inversion, half).touched[0]
     steps = {name: reached.steps for name, reached in touched.items()}
     assert steps == {"cross": 1, "self": 2, "blend": 4, "mutual": 4}
+
+
+def test_targets_leave_the_fitted_null_embedding_when_their_window_ends(engine, picture):
+    """With the source on its pivots, a target that never takes what was fitted is direct
+    inversion's; one that always does is not; a window between is neither.
+    """
+    windows = {name: {"null_text_steps": end} for name, end in [("never", 0), ("half", 0.5)]}
+    edits = [Edit(TARGET, **windows.get(name, {})) for name in ("never", "half", "always")]
+    settings = {"num_inference_steps": 4, "guidance_scale": 5.0}
+    fitted = engine.invert(picture, PROMPT, method="null-text-parallel", **settings)
+    direct = engine.invert(picture, PROMPT, method="direct", num_inference_steps=4)
+    never, half, always = engine.edit(fitted, edits).latents[1:]
+    theirs = engine.edit(direct, TARGET, guidance_scale=5.0).latents[1]
+    torch.testing.assert_close(never, theirs, rtol=0, atol=1e-5)
+    apart = [float((a - b).abs().max()) for a, b in [(never, half), (half, always)]]
+    assert min(apart) > 1e-2
+    with pytest.raises(ValueError, match=r"null_text_steps=0\.5 means nothing after direct"):
+        engine.edit(direct, TARGET, null_text_steps=0.5)
 
 
 def test_an_inversion_never_asks_for_more_rows_at_once_than_a_batch_of_images(

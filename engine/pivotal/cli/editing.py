@@ -34,6 +34,13 @@ class EditOptions:
     self_replace_steps: Annotated[
         float, typer.Option(help="Share of the steps with the source's self-attention.")
     ] = 0.4
+    null_text_steps: Annotated[
+        float,
+        typer.Option(
+            help="Share of the steps guided away from null-text's fitted embedding, then from the "
+            "empty prompt; try 0.5 where an edit looks exaggerated."
+        ),
+    ] = 1.0
     weight: Annotated[
         list[str] | None, typer.Option(help="`word=factor` on a target word; may repeat.")
     ] = None
@@ -63,6 +70,7 @@ class EditOptions:
                 kind=self.kind,  # type: ignore[arg-type]  # Edit names the accepted ones
                 cross_replace_steps=self.cross_replace_steps,
                 self_replace_steps=self.self_replace_steps,
+                null_text_steps=self.null_text_steps,
                 weights=numbers(self.weight, "weight"),
                 blend="auto" if self.blend == ["auto"] else tuple(self.blend or ()),
                 subtract=tuple(self.subtract or ()),

@@ -54,6 +54,8 @@ def _tables(found: Explanation) -> list[Any]:
     when.add_row(
         "source's self-attention", _span(found.self_attention), str(_layers(found, "self"))
     )
+    if found.null_text.fractions != (0, 1):
+        when.add_row("null-text's fitted embedding", _span(found.null_text), "")
     if found.blend_steps is not None:
         chosen = sorted({word for words in found.blend.values() for word in words})
         when.add_row(f"only where {', '.join(chosen)} look", _span(found.blend_steps), "")

@@ -32,6 +32,11 @@ class Edit:
     differ, () for none; names may be of either prompt. subtract: words whose region is left out of
     it. mask: [H, W] bool, where the inverted picture, as it was fitted to the model, may change.
     mutual: MasaCtrl, beside or (with both windows 0) in place of the source's layout.
+
+    null_text_steps: when the target is guided away from the null embedding fitted to the source,
+    as in the paper of null-text inversion; at other steps from the empty prompt, as after direct
+    inversion. A fitted one predicts nearly what the source's prompt does, so guidance away from it
+    exaggerates what is new. For inversions that fitted one.
     """
 
     target: str
@@ -46,6 +51,7 @@ class Edit:
     blend_start: float = 0.2
     mask: Tensor | None = field(default=None, compare=False)
     mutual: MutualSelfAttention | None = None
+    null_text_steps: Window = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("auto", *KINDS):
@@ -56,6 +62,7 @@ class Edit:
         for window in windows.values() if isinstance(windows, Mapping) else (windows,):
             bounds(window)
         bounds(self.self_replace_steps)
+        bounds(self.null_text_steps)
         for word, factor in self.weights.items():
             if not abs(factor) <= sys.float_info.max:  # whole numbers beyond any float, too
                 raise ValueError(f"weight {word}={factor}; a finite factor is expected")

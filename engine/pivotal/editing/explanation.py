@@ -55,7 +55,8 @@ class Explanation:
 
     kind: swap, refine or reweight; reason: why. cross: for each word of the target with a window of
     its own, and for "default", when it takes the source's cross-attention. self_attention: when the
-    source's self-attention is injected. mutual: when MasaCtrl shares the source's. touched: layers
+    source's self-attention is injected. null_text: when a null-text inversion's fitted embedding
+    acts on the target. mutual: when MasaCtrl shares the source's. touched: layers
     and steps of each control. layers: of each kind, the downscale of every layer touched, in
     running order. blend, subtract: words that bound the change, by prompt.
     """
@@ -69,6 +70,7 @@ class Explanation:
     tokens: tuple[TokenPair, ...]
     cross: Mapping[str, When]
     self_attention: When
+    null_text: When
     mutual: When | None
     touched: Mapping[str, Touched]
     layers: Mapping[str, tuple[int, ...]]
@@ -110,6 +112,7 @@ def explain(
             for name, window in _named_windows(edit.cross_replace_steps).items()
         },
         self_attention=_when(edit.self_replace_steps, schedule),
+        null_text=_when(edit.null_text_steps, schedule),
         mutual=_mutual(edit, schedule),
         touched=touched,
         layers=_reached(edit, layers, touched),

@@ -16,7 +16,7 @@ from pivotal.errors import EditWithoutEffectError
 from pivotal.tokens import Tokens
 
 from .blend import blend, latent_mask, word_mask
-from .edit import Edit
+from .edit import Edit, step_range
 from .routes import Layers, TargetPlan, injected, plan_target, routes_at, word_columns
 
 
@@ -85,6 +85,11 @@ class PromptToPrompt:
     def sources(self, rows: int) -> Tensor:
         """All rows are edits of the first."""
         return torch.zeros(rows, dtype=torch.int64)
+
+    def takes_fitted_null(self, step: int, rows: int) -> Tensor:
+        """The source's row always; a target's row inside its edit's window."""
+        inside = [step in step_range(plan.edit.null_text_steps, self.steps) for plan in self.plans]
+        return torch.tensor([True, *inside])
 
     def heat_maps(self, target: int) -> dict[str, Tensor]:
         """The attention of a target's edited words, summed over the steps: word to [mh, mw]."""

@@ -105,13 +105,16 @@ def replay(
 ) -> Algorithm[Tensor]:
     """Sample R rows back with the fitted embedding of each step. Returns latents [R, C, h, w].
 
-    Source and targets share their image's embeddings. inverted, conditioning and null hold R rows
-    each. options: of the inversion; what was fitted is stored, so none is needed.
+    Source and targets share their image's embeddings, unless an edit's window leaves its target the
+    empty prompt's. inverted, conditioning and null hold R rows each. options: of the inversion;
+    what was fitted is stored, so none is needed.
     """
     embeddings = inverted.stored["null_embeddings"]
 
     def fitted(step: int) -> Conditioning:
-        return replace(null, hidden_states=embeddings[:, step])
+        takes = control.takes_fitted_null(step, len(embeddings)).to(embeddings.device)
+        here = torch.where(takes[:, None, None], embeddings[:, step], null.hidden_states)
+        return replace(null, hidden_states=here)
 
     return (
         yield from sample(schedule, inverted.noise, conditioning, fitted, guidance_scale, control)

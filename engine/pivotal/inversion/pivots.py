@@ -32,3 +32,6 @@ class KeptOnPivots:
 
     def sources(self, rows: int) -> Tensor:
         return self.control.sources(rows)
+
+    def takes_fitted_null(self, step: int, rows: int) -> Tensor:
+        return self.control.takes_fitted_null(step, rows)
