@@ -14,7 +14,7 @@ from typing import Any
 from pivotal.errors import ModelError
 from pivotal.model.folder import ModelFolder
 from pivotal.model.random_weights import VERSION
-from pivotal.model.weights import read_header
+from pivotal.model.safetensors_header import read_header
 
 DISPLAYED = 16
 """Digits that are enough to show."""
@@ -50,9 +50,7 @@ def folder_fingerprint(folder: ModelFolder) -> str:
                     _add(digest, f"{tokenizer.name}/{name}", (tokenizer / name).read_bytes())
         for component in sorted(folder.weights):
             for path in sorted(folder.weights[component]):
-                _add(digest, f"{component}/{path.name}", str(path.stat().st_size).encode())
-                for number, part in enumerate(_samples(path)):
-                    _add(digest, str(number), part)
+                _add_file(digest, f"{component}/{path.name}", path)
     except OSError as error:
         raise ModelError(f"{folder.root} can't be read: {error}") from error
     return digest.hexdigest()
@@ -63,12 +61,18 @@ def random_fingerprint(family: str, seed: int) -> str:
     return hashlib.sha256(f"random:{family}:{seed}:{VERSION}".encode()).hexdigest()
 
 
+def _add_file(digest: Any, name: str, path: Path) -> None:
+    _add(digest, name, str(path.stat().st_size).encode())
+    for number, part in enumerate(_samples(path)):
+        _add(digest, str(number), part)
+
+
 def _samples(path: Path) -> Iterable[bytes]:
-    raw, header = read_header(path)
+    header = read_header(path)
+    raw = header.raw
     yield raw
-    tensors = [entry for name, entry in sorted(header.items()) if name != "__metadata__"]
     with path.open("rb") as file:
-        for start, end in sorted(entry["data_offsets"] for entry in tensors):
+        for start, end in sorted((each.start, each.end) for each in header.tensors.values()):
             last = max(start, end - _SAMPLE)
             for at in sorted({start, (start + last) // 2, last}):
                 file.seek(8 + len(raw) + at)

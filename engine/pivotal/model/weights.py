@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 
 from pivotal.errors import ModelError
 from pivotal.model.networks import restore_buffers
+from pivotal.model.safetensors_header import read_header
 
 logger = logging.getLogger(__name__)
-
-_LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 
 # The published SD 1.x autoencoders still name their attention as diffusers did before 0.17.
 _OLD_ATTENTION = {
@@ -27,6 +25,15 @@ _OLD_ATTENTION = {
     ".proj_attn.": ".to_out.0.",
 }
 _CLIP_PREFIX = "text_model."  # transformers has it or not, by version and class
+
+
+class Found(NamedTuple):
+    """A stored weight, and the name of its place in the network, if it has one."""
+
+    place: str | None
+    stored: str
+    path: Path
+    tensor: Tensor
 
 
 def fill(
@@ -43,16 +50,32 @@ def fill(
     the network has no place for.
     """
     expected = network.state_dict()
+    found = (
+        Found(place_of(stored, expected), stored, path, tensor)
+        for path in files
+        for stored, tensor in tensors_of(path)
+    )
+    put(network, found, component, device=device, dtype=dtype)
+
+
+def put(
+    network: nn.Module,
+    found: Iterable[Found],
+    component: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """As `fill`, from weights whose places are known."""
+    expected = network.state_dict()
     state: dict[str, Tensor] = {}
     unused: list[str] = []
-    for path in files:
-        for stored, tensor in _tensors(path):
-            name = _place(stored, expected)
-            if name is None:
-                unused.append(stored)
-                continue
-            _check(tensor, expected[name], f"{path}: {stored}")
-            state[name] = tensor.to(device).to(dtype)
+    for place, stored, path, tensor in found:
+        if place is None:
+            unused.append(stored)
+            continue
+        _check(tensor, expected[place], f"{path}: {stored}")
+        state[place] = tensor.to(device).to(dtype)
     missing = [name for name in expected if name not in state]
     if missing:
         raise ModelError(
@@ -70,43 +93,8 @@ def fill(
     restore_buffers(network, device)
 
 
-def read_header(path: Path) -> tuple[bytes, Mapping[str, Any]]:
-    """A safetensors file's header, raw and parsed: tensor names to dtype, shape and offsets.
-
-    Raises ModelError for a file that is not one, or not all of one.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-                raise ModelError(f"{path} is not a safetensors file, or only a part of one")
-            raw = file.read(length)
-        header = json.loads(raw)
-        promised = 8 + length + max(_ends(header), default=0)
-    except OSError as error:
-        raise ModelError(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise ModelError(f"{path} has a damaged header; it is not a safetensors file") from None
-    if size != promised:
-        raise ModelError(
-            f"{path} has {size} bytes where its header promises {promised}; it is damaged: "
-            "download or copy it again"
-        )
-    return raw, header
-
-
-def _ends(header: Mapping[str, Any]) -> Iterator[int]:
-    """Where each tensor's bytes end. Raises ValueError or TypeError for offsets astray."""
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            if not 0 <= start <= end:
-                raise ValueError(f"{name} lies at {start} to {end}")
-            yield int(end)
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """A file's tensors, one after another. Raises ModelError for one that is damaged."""
     read_header(path)  # before anything is mapped
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -116,7 +104,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise ModelError(f"{path} is damaged: {error}") from error
 
 
-def _place(stored: str, expected: Mapping[str, Tensor]) -> str | None:
+def place_of(stored: str, expected: Mapping[str, Tensor]) -> str | None:
     """The network's name for a stored weight, or None."""
     names = [stored, stored.removeprefix(_CLIP_PREFIX), _CLIP_PREFIX + stored]
     names += [stored.replace(old, new) for old, new in _OLD_ATTENTION.items() if old in stored]
