@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[onnx]' --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps open_clip_torch
 	touch $(STAMP)
 
 clean:

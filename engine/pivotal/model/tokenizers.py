@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pivotal.errors import ModelError
+from pivotal.model.vocabulary import Vocabulary
 from pivotal.tokens import Tokens
 
 Span = tuple[int, int]
@@ -32,33 +33,73 @@ class Tokenizer(Protocol):
 
 
 class ClipTokenizer:
-    """CLIP's byte-level BPE with the vocabulary of a model folder.
+    """CLIP's byte-level BPE, with the vocabulary of a model folder or one that was read.
 
     limit: the text encoder's positions; the tokenizer's own limit counts too.
+    padding: the token that prompts are padded with, where it is not the tokenizer's own.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(
+        self, source: Path | Vocabulary, limit: int, *, padding: str | None = None
+    ) -> None:
         """Raises ModelError for a folder that holds no CLIP vocabulary."""
-        from transformers import CLIPTokenizer
-
-        whole = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
-        if not whole and not (folder / "tokenizer.json").is_file():
-            raise ModelError(f"{folder} has no vocab.json with merges.txt, and no tokenizer.json")
-        try:
-            self._tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise ModelError(f"the tokenizer in {folder} can't be read: {error}") from error
+        self._tokenizer = _of_folder(source) if isinstance(source, Path) else _of(source)
+        if padding is not None:
+            self._tokenizer.pad_token = padding
         own = int(self._tokenizer.model_max_length)
         self.max_length = min(limit, own) if own < _LARGEST else limit
+        self._taught: dict[int, tuple[int, ...]] = {}
+
+    @property
+    def end(self) -> int:
+        """The id that ends a prompt."""
+        return int(self._tokenizer.eos_token_id)
+
+    def teach(self, token: str, ids: Sequence[int]) -> None:
+        """From now on a word of its own, which stands for these ids, all at its place.
+
+        Letter case is ignored, as CLIP does. Raises ValueError for a word that is known already.
+        """
+        from tokenizers import AddedToken
+
+        word = AddedToken(token, single_word=True, normalized=True)
+        if token in self._tokenizer.get_vocab() or not self._tokenizer.add_tokens([word]):
+            raise ValueError(f"the token {token!r} is in the vocabulary already; name another")
+        self._taught[int(self._tokenizer.convert_tokens_to_ids(token))] = tuple(ids)
 
     def tokens(self, prompt: str) -> Tokens:
         encoded = self._tokenizer(
             prompt, return_offsets_mapping=True, padding=False, truncation=False, verbose=False
         )
-        spans = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
-        ids = [int(token) for token in encoded["input_ids"]]
+        found = [int(token) for token in encoded["input_ids"]]
+        places = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+        ids: list[int] = []
+        spans: list[Span | None] = []
+        for token, span in zip(found, [None, *places[1:-1], None], strict=True):
+            stands_for = self._taught.get(token, (token,))
+            ids += stands_for
+            spans += [span] * len(stands_for)
         padding = int(self._tokenizer.pad_token_id)
-        return _padded(prompt, ids, [None, *spans[1:-1], None], padding, self.max_length)
+        return _padded(prompt, ids, spans, padding, self.max_length)
+
+
+def _of_folder(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    whole = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    if not whole and not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder} has no vocab.json with merges.txt, and no tokenizer.json")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelError(f"the tokenizer in {folder} can't be read: {error}") from error
+
+
+def _of(vocabulary: Vocabulary) -> Any:
+    from transformers import CLIPTokenizer
+
+    merges = [tuple(merge.split()) for merge in vocabulary.merges]
+    return CLIPTokenizer(vocab=vocabulary.ids, merges=merges)
 
 
 class StandInTokenizer:
