@@ -253,13 +253,6 @@ def test_pickled_files_are_refused_by_name(tmp_path, suffix):
         load(path)
 
 
-def test_a_single_file_is_refused_with_what_to_do(tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"x")
-    with pytest.raises(ModelError, match=r"single file.*diffusers' layout"):
-        load(path)
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -56,6 +56,43 @@ def folder_fingerprint(folder: ModelFolder) -> str:
     return digest.hexdigest()
 
 
+def file_fingerprint(
+    path: Path, configs: Mapping[str, Mapping[str, Any]], vocabularies: Iterable[Mapping[str, int]]
+) -> str:
+    """As `folder_fingerprint`, of a single file: its configs, vocabularies and weights."""
+    digest = hashlib.sha256()
+    for component in sorted(configs):
+        _add(digest, f"{component}/config", _canonical(configs[component]))
+    for vocabulary in vocabularies:
+        _add(digest, "vocabulary", json.dumps(vocabulary, sort_keys=True).encode())
+    try:
+        _add_file(digest, "file", path)
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error}") from error
+    return digest.hexdigest()
+
+
+def with_parts(fingerprint: str, parts: Iterable[str]) -> str:
+    """A model's fingerprint with what was added to it, each part said by its own; none changes
+    nothing.
+    """
+    said = list(parts)
+    return (
+        hashlib.sha256("\n".join([fingerprint, *said]).encode()).hexdigest()
+        if said
+        else fingerprint
+    )
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of all of a file: for those that are small. Raises ModelError if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror or error}") from error
+
+
 def random_fingerprint(family: str, seed: int) -> str:
     """SHA-256 of what random weights are made from."""
     return hashlib.sha256(f"random:{family}:{seed}:{VERSION}".encode()).hexdigest()

@@ -25,8 +25,8 @@ _HEADS = 8  # of SD 1.x's UNets at every level
 _FOREIGN = {
     "double_blocks.": "Flux",
     "joint_blocks.": "Stable Diffusion 3",
-    "unet.down_blocks.": "a model in diffusers' names, which belongs into a folder",
-    "down_blocks.": "a part of a diffusers folder",
+    "unet.mid_block.": "a model in diffusers' names, which belongs into a folder",
+    "mid_block.": "a part of a diffusers folder",
     "control_model.": "a ControlNet",
     "encoder.": "an autoencoder alone, which vae= takes",
     "lora_": "a LoRA, which lora= takes",

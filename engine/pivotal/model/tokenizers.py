@@ -55,6 +55,12 @@ class ClipTokenizer:
         """The id that ends a prompt."""
         return int(self._tokenizer.eos_token_id)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Ids by token."""
+        known: dict[str, int] = self._tokenizer.get_vocab()
+        return known
+
     def teach(self, token: str, ids: Sequence[int]) -> None:
         """From now on a word of its own, which stands for these ids, all at its place.
 
@@ -63,7 +69,7 @@ class ClipTokenizer:
         from tokenizers import AddedToken
 
         word = AddedToken(token, single_word=True, normalized=True)
-        if token in self._tokenizer.get_vocab() or not self._tokenizer.add_tokens([word]):
+        if token in self.vocabulary or not self._tokenizer.add_tokens([word]):
             raise ValueError(f"the token {token!r} is in the vocabulary already; name another")
         self._taught[int(self._tokenizer.convert_tokens_to_ids(token))] = tuple(ids)
 

@@ -23,7 +23,7 @@ class Vocabulary:
 
 
 def carried_file() -> Path | None:
-    """The merges of CLIP's vocabulary in open_clip_torch, if that is installed; it is not imported."""
+    """The merges of CLIP's vocabulary in open_clip_torch, if it is installed; none of it is run."""
     spec = find_spec(_CARRIER)
     places = () if spec is None else spec.submodule_search_locations or ()
     return next((path for each in places if (path := Path(each) / _FILE).is_file()), None)

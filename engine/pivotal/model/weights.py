@@ -93,13 +93,17 @@ def put(
     restore_buffers(network, device)
 
 
-def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """A file's tensors, one after another. Raises ModelError for one that is damaged."""
+def tensors_of(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """A file's tensors whose names begin so, one after another.
+
+    Raises ModelError for a file that is damaged.
+    """
     read_header(path)  # before anything is mapped
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
-                yield name, file.get_tensor(name)
+                if name.startswith(prefix):
+                    yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
 

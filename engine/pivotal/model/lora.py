@@ -1,0 +1,112 @@
+"""LoRAs on a model's weights: merged in place, exchanged, and taken off again to the bit.
+
+A weight keeps its memory, so that compiled networks and captured graphs see the change and nothing
+is compiled again. The originals of changed weights are kept beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pivotal.errors import ModelError
+from pivotal.model.ldm_names import unet_name
+from pivotal.model.lora_file import Lora, LoraFile, read_lora
+
+logger = logging.getLogger(__name__)
+
+
+class LoraStack:
+    """The LoRAs that a model's networks wear.
+
+    unet: a UNet2DConditionModel. encoders: the text towers, one or two.
+    """
+
+    def __init__(self, unet: Any, encoders: Sequence[nn.Module]) -> None:
+        self._unet = unet
+        self._encoders = tuple(encoders)
+        self._originals: dict[int, tuple[Tensor, Tensor]] = {}  # by the parameter's id
+        self._worn: tuple[tuple[Lora, str], ...] = ()
+
+    @property
+    def worn(self) -> tuple[Lora, ...]:
+        return tuple(lora for lora, _ in self._worn)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What tells these weights from others: each LoRA's contents and scale, in any order."""
+        return tuple(sorted(f"lora {digest} {lora.scale!r}" for lora, digest in self._worn))
+
+    def wear(self, loras: Sequence[Lora]) -> None:
+        """From now on these and no others; none restores every weight to the bit.
+
+        A change is computed in float32, from the originals, and rounded once. Raises ModelError for
+        a file that can't be read or that was made for another model; nothing is changed then.
+        """
+        targets = self._targets() if loras else {}
+        files = [read_lora(lora.path) for lora in loras]
+        changes: dict[int, tuple[Tensor, Tensor]] = {}
+        for lora, file in zip(loras, files, strict=True):
+            for name, parameter in _placed(file, targets).items():
+                change = file.layers[name].change(f"{file.path}: {name}", tuple(parameter.shape))
+                if not torch.isfinite(change).all():
+                    raise ModelError(f"{file.path}: {name} holds NaN or infinity")
+                change = lora.scale * change.to(parameter.device)
+                _, before = changes.get(id(parameter), (parameter, torch.zeros_like(change)))
+                changes[id(parameter)] = (parameter, before + change)
+        with torch.no_grad():
+            self._restore(keep=changes)
+            for key, (parameter, change) in changes.items():
+                original = self._originals.setdefault(key, (parameter, parameter.clone()))[1]
+                parameter.copy_(original.float() + change)
+        self._worn = tuple((lora, file.digest) for lora, file in zip(loras, files, strict=True))
+        if loras:
+            logger.info("%d weights wear %s", len(changes), ", ".join(map(str, loras)))
+
+    def _restore(self, keep: Mapping[int, Any]) -> None:
+        """Put the originals back but where another change follows."""
+        for key in [each for each in self._originals if each not in keep]:
+            parameter, original = self._originals.pop(key)
+            parameter.copy_(original)
+
+    def _targets(self) -> dict[str, Tensor]:
+        """The weights that a LoRA may change, by every name that files have for their modules."""
+        found: dict[str, Tensor] = {}
+        for path, weight in _weights(self._unet):
+            found[path] = found[f"unet.{path}"] = weight
+            for name in (path, unet_name(path, self._unet.config)):
+                found[f"lora_unet_{name.replace('.', '_')}"] = weight
+        for number, encoder in enumerate(self._encoders):
+            dotted = "text_encoder" if number == 0 else "text_encoder_2"
+            flat = [f"lora_te{number + 1}_", *(["lora_te_"] if number == 0 else [])]
+            for path, weight in _weights(encoder):
+                bare = path.removeprefix("text_model.")
+                for name in (bare, f"text_model.{bare}"):
+                    found[f"{dotted}.{name}"] = weight
+                    found |= {each + name.replace(".", "_"): weight for each in flat}
+        return found
+
+
+def _weights(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        (path, module.weight)
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+
+
+def _placed(file: LoraFile, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weight of each layer. Raises ModelError where one has no place: the LoRA would be less
+    than it is.
+    """
+    lost = [name for name in file.layers if name not in targets]
+    if lost:
+        raise ModelError(
+            f"{file.path} was made for another model: {len(lost)} of its {len(file.layers)} layers "
+            f"have no place in this one, first {lost[0][:80]}"
+        )
+    return {name: targets[name] for name in file.layers}

@@ -1,0 +1,182 @@
+"""LoRA files: low-rank changes of weights (Hu et al. 2021, arXiv:2106.09685), in the two namings.
+
+kohya's names flatten a module's path (`lora_unet_mid_block_.._to_q.lora_down.weight`), in
+diffusers' words or, for SDXL, in latent-diffusion's; diffusers and peft keep the dots
+(`unet.mid_block...to_q.lora_A.weight`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pivotal.errors import ModelError
+from pivotal.model.fingerprint import content_digest
+from pivotal.model.safetensors_header import Header, read_header
+from pivotal.model.weights import tensors_of
+
+_ENDS = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".alpha": "alpha",
+}
+_OTHER_KINDS = {
+    "hada_": "a LoHa",
+    "lokr_": "a LoKr",
+    "oft_": "an OFT",
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    "lora_mid": "a LoCon in Tucker form",
+    ".diff": "one with whole weights beside low-rank ones",
+}
+_PROCESSOR = re.compile(r"\.processor\.(to_[qkv]|to_out)$")  # diffusers' names before 0.22
+_PEFT = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Which LoRA, and how much of it: the weights get `scale` times its change."""
+
+    path: Path
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"LoRA {self.path}: scale={self.scale}; a finite number is expected")
+
+    @staticmethod
+    def of(told: str | Path | Lora) -> Lora:
+        """From a path, or `FILE:0.8`."""
+        if isinstance(told, Lora):
+            return told
+        path, _, scale = str(told).rpartition(":")
+        try:
+            return Lora(Path(path), float(scale)) if path else Lora(Path(told))
+        except ValueError as error:
+            if "finite" in str(error):
+                raise
+            return Lora(Path(told))
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale:g}"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One weight's change, `alpha / r * up @ down`; kernels count as matrices [out, the rest]."""
+
+    down: Tensor  # [r, in] or [r, in, k, k]
+    up: Tensor  # [out, r] or [out, r, 1, 1]
+    alpha: float
+
+    def change(self, where: str, shape: tuple[int, ...]) -> Tensor:
+        """The change, float32, in a weight's shape. Raises ModelError for one that has another."""
+        down, up = (each.float().flatten(1) for each in (self.down, self.up))  # [r, n], [out, r]
+        if up.shape[1] != len(down) or [len(up), down.shape[1]] != [shape[0], math.prod(shape[1:])]:
+            raise ModelError(
+                f"{where} is of shapes {list(self.up.shape)} and {list(self.down.shape)}, which "
+                f"do not fit a weight of {list(shape)}"
+            )
+        return (self.alpha / len(down) * (up @ down)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA's contents. layers: by the module's name as the file has it."""
+
+    path: Path
+    digest: str
+    layers: Mapping[str, LowRank]
+
+
+def read_lora(path: Path) -> LoraFile:
+    """Read a file. Raises ModelError for damage, and for what is no LoRA that can be merged."""
+    header = read_header(path)
+    _refuse_others(path, header)
+    alphas = _alphas_of_peft(path, header)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors_of(path):
+        end = next((each for each in _ENDS if name.endswith(each)), None)
+        if end is None or not (tensor.is_floating_point() or end == ".alpha"):
+            raise ModelError(
+                f"{path} holds {name[:80]} ({tensor.dtype}), which is no part of a LoRA in kohya's "
+                "or diffusers' names"
+            )
+        parts.setdefault(name.removesuffix(end), {})[_ENDS[end]] = tensor
+    if not parts:
+        raise ModelError(f"{path} holds no LoRA: it is empty")
+    layers = {_module(name): _low_rank(path, name, each, alphas) for name, each in parts.items()}
+    return LoraFile(path, content_digest(path), layers)
+
+
+def _low_rank(
+    path: Path, name: str, parts: Mapping[str, Tensor], alphas: Mapping[str, float]
+) -> LowRank:
+    missing = [each for each in ("down", "up") if each not in parts]
+    if missing or min(parts["down"].ndim, parts["up"].ndim) < 2 or 0 in parts["down"].shape:
+        raise ModelError(
+            f"{path}: {name[:80]} has no {missing[0]}"
+            if missing
+            else f"{path}: {name[:80]} has factors that are no matrices"
+        )
+    rank = len(parts["down"])
+    alpha = alphas.get(name.partition(".")[0], float(rank))
+    if "alpha" in parts:
+        if parts["alpha"].numel() != 1:
+            raise ModelError(f"{path}: {name[:80]} has an alpha that is no single number")
+        alpha = float(parts["alpha"])
+    if not math.isfinite(alpha):
+        raise ModelError(f"{path}: {name[:80]} has alpha {alpha}")
+    return LowRank(parts["down"], parts["up"], alpha)
+
+
+def _module(name: str) -> str:
+    """The module's name, of what is stored for it."""
+    name = name.removeprefix("base_model.model.")
+    return _PROCESSOR.sub(lambda found: f".{found[1]}" + ".0" * (found[1] == "to_out"), name)
+
+
+def _alphas_of_peft(path: Path, header: Header) -> dict[str, float]:
+    """peft's alphas by component, as diffusers keeps them in the metadata."""
+    told = header.metadata.get(_PEFT)
+    if told is None:
+        return {}
+    try:
+        settings = dict(json.loads(told))
+        found = {
+            key.removesuffix(".lora_alpha"): float(value)
+            for key, value in settings.items()
+            if key.endswith(".lora_alpha")
+        }
+    except (ValueError, TypeError, RecursionError):
+        raise ModelError(f"{path}: its {_PEFT} can't be read") from None
+    for name in ("alpha_pattern", "use_rslora", "use_dora"):
+        if any(key.endswith(f".{name}") and value for key, value in settings.items()):
+            raise ModelError(f"{path} is a LoRA with {name}, which is not supported")
+    return found
+
+
+def _refuse_others(path: Path, header: Header) -> None:
+    for mark, kind in _OTHER_KINDS.items():
+        found = next((name for name in header.tensors if mark in name), None)
+        if found is not None:
+            raise ModelError(
+                f"{path} is {kind} ({found[:80]}), which is not supported; a plain LoRA has "
+                "lora_down and lora_up, or lora_A and lora_B"
+            )
