@@ -14,7 +14,7 @@ from .driver import Listener
 from .editing.edit import Edit
 from .editing.explanation import explain
 from .errors import Cancelled, PivotalError
-from .images import FitPolicy, Fitted, ImageSource, psnr
+from .images import FitPolicy, Fitted, ImageSource, Size, psnr
 from .inversion.registry import METHODS, method_named
 from .inversion_file import Inversion
 from .inversion_task import Settings, checked_settings, read_task
@@ -35,7 +35,7 @@ def compare(
     num_inference_steps: int,
     guidance_scale: float | None,
     mask: Tensor | None,
-    size: tuple[int, int] | None,
+    size: Size | None,
     policy: FitPolicy,
     watch: Watch,
     options: Mapping[str, Any],

@@ -22,7 +22,7 @@ from .editing.edit import Edit
 from .editing.explanation import Explanation, explain
 from .errors import BatchError
 from .generating import Generators, initial_noise
-from .images import FitPolicy, ImageSource
+from .images import FitPolicy, ImageSource, Size
 from .inversion_file import Inversion
 from .inversion_task import checked_settings
 from .model.load import Model, load
@@ -181,7 +181,7 @@ class Engine:
             None if method is None else settings.method,
             settings.options,
             settings.schedule,
-            settings.size,
+            self._runner.checked_size(size),
             images=images,
             targets=targets,
         )
@@ -195,7 +195,7 @@ class Engine:
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
         options: Mapping[str, Any] | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         policy: FitPolicy = "crop",
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
@@ -204,8 +204,9 @@ class Engine:
 
         image: a path, encoded bytes, a PIL image, an array or a tensor. guidance_scale: of the
         replay and the edits (the family's default if None). options: the method's own.
-        size: (height, width) in pixels, the model's default if None. `report["cached"]` of what
-        is returned says whether the cache had it.
+        size: (height, width) in pixels, the model's default if None, or "source", the image's own.
+        policy: how the image gets that size, as `images.model_size` says; "fit" keeps all of it and
+        its aspect. `report["cached"]` of what is returned says whether the cache had it.
         """
         settings = checked_settings(
             self._runner, method, num_inference_steps, guidance_scale, options, size, policy
@@ -227,7 +228,7 @@ class Engine:
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
         options: Mapping[str, Any] | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         policy: FitPolicy = "crop",
         max_rows: int | None = _ROWS_AT_ONCE,
         on_progress: Listener | None = None,
@@ -441,7 +442,7 @@ class Engine:
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
         mask: Tensor | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         policy: FitPolicy = "crop",
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,

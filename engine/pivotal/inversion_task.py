@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from .driver import require
-from .images import FitPolicy, Fitted, ImageSource, fit, read_image
+from .images import FitPolicy, Fitted, ImageSource, Size, fit, read_image, warn_if_far
 from .inversion.registry import Method, method_named
 from .running import Clock, Runner
 from .schedule import Schedule
@@ -21,8 +21,10 @@ class Settings:
     options: Any  # the method's own, typed
     guidance_scale: float
     schedule: Schedule
-    size: tuple[int, int]
+    size: Size
     policy: FitPolicy
+    multiple: int  # of pixels, along a side
+    trained: tuple[int, int]  # the size that the model was trained for
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def checked_settings(
     num_inference_steps: int,
     guidance_scale: float | None,
     options: Mapping[str, Any] | None,
-    size: tuple[int, int] | None,
+    size: Size | None,
     policy: FitPolicy,
 ) -> Settings:
     """Raises ValueError for a wrong argument, BackendError for a method that can't run here."""
@@ -62,8 +64,10 @@ def checked_settings(
         chosen.options_from(given),
         scale,
         runner.model.levels.schedule(num_inference_steps),
-        runner.checked_size(size),
+        "source" if size == "source" else runner.checked_size(size),
         policy,
+        runner.model.autoencoder.scale,
+        runner.model.default_size,
     )
 
 
@@ -73,6 +77,7 @@ def read_task(image: ImageSource, prompt: str, settings: Settings) -> Task:
         raise ValueError(f"prompt={prompt!r}; a text is expected")
     clock = Clock()
     source = read_image(image)
-    picture = fit(source, settings.size, settings.policy)
+    picture = fit(source, settings.size, settings.policy, multiple=settings.multiple)
+    warn_if_far(picture.size, settings.trained)
     clock.lap("read")
     return Task(picture, source.digest, prompt, clock.laps["read"])

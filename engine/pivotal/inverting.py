@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -67,7 +68,7 @@ def _invert_distinct(
             outcomes[place] = kept
             continue
         if not runs:
-            max_rows = _rows_that_fit(runner, settings, len(tasks), max_rows)
+            max_rows = _rows_that_fit(runner, settings, tasks, max_rows)
         try:
             runs[place] = _Run.planned(runner, task, settings)
         except (ValueError, PivotalError) as error:
@@ -91,11 +92,12 @@ def _invert_distinct(
 
 
 def _rows_that_fit(
-    runner: Runner, settings: Settings, images: int, max_rows: int | None
+    runner: Runner, settings: Settings, tasks: Sequence[Task], max_rows: int | None
 ) -> int | None:
+    largest = max((task.picture.size for task in tasks), key=math.prod)
     return runner.rows_that_fit(
         lambda planner: planner.inversion(
-            settings.method, settings.options, settings.schedule, settings.size, images=images
+            settings.method, settings.options, settings.schedule, largest, images=len(tasks)
         ),
         max_rows,
     )

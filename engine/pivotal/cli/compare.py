@@ -10,10 +10,10 @@ import typer
 
 from .completion import complete_methods
 from .editing import EditOptions, read_mask
-from .options import Force, GuidanceScale, ModelOptions, Policy, Size, Steps
+from .options import Force, GuidanceScale, ModelOptions, PictureSize, Policy, Steps
 from .outputs import check_outputs, chosen, staged
 from .terminal import Terminal
-from .values import parse_size, prompt_text
+from .values import picture_size, prompt_text
 
 if TYPE_CHECKING:
     from pivotal.comparison import Comparison
@@ -48,7 +48,7 @@ def compare(
             "the regions of the words that differ, to which the edit is confined.",
         ),
     ] = None,
-    size: Size = None,
+    size: PictureSize = None,
     policy: Policy = "crop",
     force: Force = False,
 ) -> None:
@@ -73,12 +73,17 @@ def compare(
     path = chosen(output, "compare.png", force=force)
     known_extension(path)
     check_outputs([path], force=force)
-    fitted = parse_size(size)
+    fitted = picture_size(size)
     source = read_image(image)
     engine = model.load()
     allowed = None
     if mask is not None:
-        picture = fit(source, fitted or engine.model.default_size, policy)  # type: ignore[arg-type]
+        picture = fit(
+            source,
+            fitted or engine.model.default_size,
+            policy,  # type: ignore[arg-type]
+            multiple=engine.model.autoencoder.scale,
+        )
         allowed = read_mask(mask, picture)
     with terminal.progress() as bar:
         compared = engine.compare(

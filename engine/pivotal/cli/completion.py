@@ -8,7 +8,7 @@ from importlib import resources
 MODELS = ("shapes", "random:sd1", "random:sd2", "random:sdxl")
 DTYPES = ("float32", "bfloat16", "float16", "float64", "tf32", "fp8")
 BACKENDS = ("torch", "onnx", "tensorrt", "onnx+torch", "tensorrt+torch")
-POLICIES = ("crop", "pad", "stretch")
+POLICIES = ("fit", "crop", "pad", "stretch")
 KINDS = ("auto", "swap", "refine", "reweight")
 
 

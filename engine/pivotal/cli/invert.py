@@ -15,13 +15,13 @@ from .options import (
     Method,
     ModelOptions,
     Option,
+    PictureSize,
     Policy,
-    Size,
     Steps,
 )
 from .outputs import check_apart, check_folder, check_outputs, free, made, staged
 from .terminal import Terminal
-from .values import named, parse_size, prompt_text
+from .values import named, picture_size, prompt_text
 
 if TYPE_CHECKING:
     from pivotal.inversion_file import Inversion
@@ -54,7 +54,7 @@ def invert(
     seed: Annotated[
         int | None, typer.Option(help="For methods that draw noise (`pivotal methods`).")
     ] = None,
-    size: Size = None,
+    size: PictureSize = None,
     policy: Policy = "crop",
     force: Force = False,
 ) -> None:
@@ -75,7 +75,7 @@ def invert(
             "for each"
         )
     prompts = prompts * len(image) if len(prompts) == 1 else prompts
-    fitted = parse_size(size)
+    fitted = picture_size(size)
     options: dict[str, Any] = dict(named(option, "option"))
     if seed is not None:
         options = _seeded(method, seed, options)

@@ -48,12 +48,22 @@ Option = Annotated[
 Policy = Annotated[
     str,
     typer.Option(
-        help="Fit to the model: `crop`, `pad`, `stretch`.", autocompletion=complete_policies
+        help="How a picture gets that size: `fit` keeps all of it and its aspect, at as many "
+        "pixels; `crop`, `pad`, `stretch`. All but what `crop` cuts off comes back.",
+        autocompletion=complete_policies,
     ),
 ]
 Size = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Height and width in pixels, as `512x768`."),
+]
+PictureSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW",
+        help="Height and width in pixels, as `512x768`, or `source`, the picture's own. Default: "
+        "the model's.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 NoMetadata = Annotated[

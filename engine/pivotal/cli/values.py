@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -15,6 +15,16 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if not match or not all(map(int, match.groups())):
         raise ValueError(f"--size {text!r}: write height and width in pixels, as 512x768")
     return int(match[1]), int(match[2])
+
+
+def picture_size(text: str | None) -> tuple[int, int] | Literal["source"] | None:
+    """(height, width) of `512x768`, or `source`."""
+    if text is not None and text.strip() == "source":
+        return "source"
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or `source` for the picture's own size") from None
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

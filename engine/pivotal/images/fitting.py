@@ -1,17 +1,13 @@
 """A picture to a model's size, and a result back to the picture's."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from .pixels import Pixels, check_pixels, extent
 from .reading import Picture
-from .refusals import MAX_PIXELS
-
-FitPolicy = Literal["crop", "pad", "stretch"]
+from .sizes import FitPolicy, Size, model_size
 
 
 @dataclass(frozen=True)
@@ -20,7 +16,8 @@ class Fitted:
 
     `pixels` is read-only uint8 `[h, w, 3]`. `box` is the part of the source that was kept, in
     source pixels, and `inner` the part of the result that it fills, both (left, top, right,
-    bottom). Cropping has the whole result as `inner`, padding the whole source as `box`.
+    bottom). Cropping has the whole result as `inner`, padding the whole source as `box`; fitting
+    and stretching have both.
     """
 
     pixels: Pixels = field(compare=False, repr=False)
@@ -37,8 +34,8 @@ class Fitted:
     def unfit(self, pixels: Pixels) -> Pixels:
         """Bring a result of the fitted size back to the source's scale.
 
-        Padding is cut away and stretching undone, so the answer has the source's size. What
-        cropping cut off is not in the result, so there the answer has the size of `box`.
+        Padding is cut away, and fitting and stretching undone, so the answer has the source's
+        size. What cropping cut off is not in the result, so there the answer has the size of `box`.
         """
         check_pixels(pixels)
         if pixels.shape[:2] != self.size:
@@ -49,35 +46,54 @@ class Fitted:
         left, top, right, bottom = self.box
         return _resize(_cut(pixels, self.inner), (bottom - top, right - left))
 
+    def follow(self, pixels: Pixels) -> Pixels:
+        """Do to another picture of the source's size, such as a mask, what was done to it."""
+        check_pixels(pixels)
+        if pixels.shape[:2] != self.source_size:
+            raise ValueError(
+                f"a picture of {extent(pixels.shape[:2])} can't follow: the one that was fitted "
+                f"had {extent(self.source_size)}"
+            )
+        return _fitted(pixels, self.size, self.box, self.inner)
 
-def fit(picture: Picture, size: tuple[int, int], policy: FitPolicy = "crop") -> Fitted:
+
+def fit(picture: Picture, size: Size, policy: FitPolicy = "crop", *, multiple: int = 1) -> Fitted:
     """Bring a picture to a model's size (height, width), antialiased (Lanczos).
 
-    `crop` cuts the centre out in the wanted aspect, `pad` keeps all and repeats the edges,
-    `stretch` changes the aspect. A picture that has the size already is not touched.
-    Raises ValueError for an unknown policy or an impossible size.
+    `fit` keeps all and nearly its aspect, at as many pixels as `size` has; `crop` cuts the centre
+    out in the wanted aspect, `pad` keeps all and repeats the edges, `stretch` changes the aspect.
+    What "source" and `multiple` mean, and what is raised, says `model_size`. A picture that has
+    the size already is not touched.
     """
-    if policy not in get_args(FitPolicy):
-        raise ValueError(f"fit policy {policy!r} is unknown: give one of {get_args(FitPolicy)}")
-    if len(size) != 2 or min(size) < 1 or math.prod(size) > MAX_PIXELS:
-        raise ValueError(
-            f"can't fit to {size}: give (height, width) of at most {MAX_PIXELS} pixels"
-        )
-    (height, width), (source_height, source_width) = size, picture.size
+    height, width = size = model_size(picture.size, size, policy, multiple)
+    source_height, source_width = picture.size
     box = (0, 0, source_width, source_height)
     inner = (0, 0, width, height)
     if policy == "crop":
         scale = min(source_height / height, source_width / width)
+        if max(source_height - height, source_width - width) < multiple:
+            scale = min(scale, 1.0)  # down to the multiple: nothing is resampled
         box = _centred((source_height, source_width), height * scale, width * scale)
     if policy == "pad":
         scale = min(height / source_height, width / source_width)
+        if max(height - source_height, width - source_width) < multiple:
+            scale = min(scale, 1.0)  # a margin up to the next multiple: nothing is resampled
         inner = _centred(size, source_height * scale, source_width * scale)
-    left, top, right, bottom = inner
-    pixels = _resize(_cut(picture.pixels, box), (bottom - top, right - left))
-    margins = ((top, height - bottom), (left, width - right), (0, 0))
-    pixels = np.pad(pixels, margins, mode="edge")
+    pixels = _fitted(picture.pixels, size, box, inner)
     pixels.flags.writeable = False
     return Fitted(pixels, policy, picture.size, box, inner)
+
+
+def _fitted(
+    pixels: Pixels,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    inner: tuple[int, int, int, int],
+) -> Pixels:
+    left, top, right, bottom = inner
+    pixels = _resize(_cut(pixels, box), (bottom - top, right - left))
+    margins = ((top, size[0] - bottom), (left, size[1] - right), (0, 0))
+    return np.pad(pixels, margins, mode="edge")
 
 
 def _centred(within: tuple[int, int], height: float, width: float) -> tuple[int, int, int, int]:
