@@ -133,10 +133,10 @@ def _compared(
         runner.model.levels.schedule(inversion.num_inference_steps),
         method.options_from(inversion.options),
     )
-    scale, clock = inversion.guidance_scale, Clock()
+    scale, clock, overflows = inversion.guidance_scale, Clock(), runner.overflows
     job = replaying.replay(runner, inversion, [inversion.prompt], scale, NoEdit(), watch)
     clock.lap("sample")
-    back = replaying.reconstruction(runner, inversion, job, scale, clock)
+    back = replaying.reconstruction(runner, inversion, job, scale, clock, overflows)
     edited = None
     if edit is not None:
         edited = replaying.edit_many(runner, inversion, [edit], None, watch, {})

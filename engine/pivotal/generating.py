@@ -50,6 +50,7 @@ def generate(
         draw,
     )
     clock.lap("encode")
+    overflows = runner.overflows
     job = Job(algorithm, "generate", "generate", watch.on_progress)
     what = f"generating {len(prompts)} of {size[0]} x {size[1]}"
     max_rows = runner.rows_that_fit(
@@ -79,6 +80,7 @@ def generate(
         sampling=sampling.record(),
         seconds=clock.laps,
         unet_rows=job.rows_asked,
+        ran_on=runner.ran_on(overflows),
     )
 
 

@@ -168,11 +168,7 @@ class _Run:
                 "device": str(model.device),
                 "dtype": runner.dtype_name,
                 "precision": model.precision.record(),
-                "overflows": {  # of the batches that ran meanwhile
-                    name: count - self.overflows[name] for name, count in runner.overflows.items()
-                },
-                "backend": runner.denoiser.name,
-                "attention": model.unet.attention,
+                **runner.ran_on(self.overflows),
             },
         )
 

@@ -43,6 +43,7 @@ def inversion_record(inversion: Inversion, found: Reconstruction) -> dict[str, A
         "dtype": report["dtype"],
         "backend": report.get("backend", "torch"),
         "attention": report.get("attention", "auto"),
+        "overflows": report.get("overflows", {}),
         "unet_rows": report["unet_rows"],
         "cached": bool(report.get("cached")),
         "prompt": inversion.prompt,
@@ -61,6 +62,7 @@ def reconstruction_record(inversion: Inversion, found: Reconstruction) -> dict[s
         "vae_psnr": finite(found.vae_psnr),
         "dominant_error": found.dominant_error,
         "unet_rows": found.unet_rows,
+        **found.ran_on,
     }
 
 
@@ -100,6 +102,7 @@ def edit_record(
         "vae_psnr": finite(edited.source.vae_psnr),
         "outside_mask_psnr": None if outside is None else finite(outside),
         "unet_rows": edited.unet_rows,
+        **edited.ran_on,
         "outputs": dict(outputs),
     }
 
@@ -123,6 +126,7 @@ def generation_record(
         "schedule": dict(made.schedule),
         "seconds": {**made.seconds, "total": sum(made.seconds.values())},
         "unet_rows": made.unet_rows,
+        **made.ran_on,
         "outputs": dict(outputs),
     }
 

@@ -79,9 +79,10 @@ def reconstruct(
     require_fitting(runner, inversion)
     scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
     scale = runner.checked_scale(scale)
+    overflows = runner.overflows
     job = replay(runner, inversion, [inversion.prompt], scale, NoEdit(), watch)
     clock.lap("sample")
-    found = reconstruction(runner, inversion, job, scale, clock)
+    found = reconstruction(runner, inversion, job, scale, clock, overflows)
     if found.dominant_error is not None:
         return found
     quiet = Watch(watch.on_progress, None, watch.cancellation)
@@ -93,9 +94,16 @@ def reconstruct(
 
 
 def reconstruction(
-    runner: Runner, inversion: Inversion, job: Job[Tensor], scale: float, clock: Clock
+    runner: Runner,
+    inversion: Inversion,
+    job: Job[Tensor],
+    scale: float,
+    clock: Clock,
+    overflows: Mapping[str, int],
 ) -> Reconstruction:
-    """What an ended replay's first row, the source's, says of its inversion."""
+    """What an ended replay's first row, the source's, says of its inversion. overflows: the
+    runner's, before it began.
+    """
     round_trip, picture = runner.pictures(
         torch.cat([inversion.latents.to(runner.model.device), job.result()[:1]])
     )
@@ -110,6 +118,7 @@ def reconstruction(
         dominant_error=dominant_error(source, round_trip, picture, picture if scale == 1 else None),
         seconds=clock.laps,
         unet_rows=job.rows_asked,
+        ran_on=runner.ran_on(overflows),
     )
 
 
@@ -134,12 +143,14 @@ def edit_many(
     rows = 2 * (1 + len(groups[0]))  # guided
     runner.probe_once(watch.cancellation, size=inversion.picture.size, rows=rows)
     clock.lap("plan")
+    overflows = runner.overflows
     parts = []
     for group, control in zip(groups, controls, strict=True):
         prompts = [inversion.prompt, *(edit.target for edit in group)]
         job = replay(runner, inversion, prompts, scale, control, watch)
         clock.lap("edit")
-        parts.append(_edited(runner, inversion, group, control, job, scale, clock))
+        source = reconstruction(runner, inversion, job, scale, clock, overflows)
+        parts.append(_edited(runner, inversion, group, control, job, source, clock))
     return Edited.joined(parts)
 
 
@@ -235,11 +246,10 @@ def _edited(
     edits: list[Edit],
     control: PromptToPrompt,
     job: Job[Tensor],
-    scale: float,
+    source: Reconstruction,
     clock: Clock,
 ) -> Edited:
     latents = job.result()
-    source = reconstruction(runner, inversion, job, scale, clock)
     pictures = runner.pictures(latents[1:])
     clock.lap("decode")
     size = inversion.picture.size
@@ -261,6 +271,7 @@ def _edited(
         latents=latents,
         seconds=clock.laps,
         unet_rows=job.rows_asked,
+        ran_on=source.ran_on,
     )
 
 

@@ -24,7 +24,8 @@ Images = list[Image.Image] | npt.NDArray[np.float32] | Tensor
 class Reconstruction:
     """An inversion sampled back. Pictures uint8 [H, W, 3]; decibels against the source picture.
 
-    dominant_error: autoencoder, inversion or guidance; None where it was not looked into.
+    dominant_error: autoencoder, inversion or guidance; None where it was not looked into. ran_on:
+    the backend, its attention, and the UNet rows that overflowed meanwhile.
     """
 
     picture: Pixels
@@ -35,6 +36,7 @@ class Reconstruction:
     dominant_error: str | None
     seconds: Mapping[str, float]
     unet_rows: int
+    ran_on: Mapping[str, Any]
 
     @property
     def image(self) -> Image.Image:
@@ -65,6 +67,7 @@ class Edited:
     latents: Tensor  # [1 + T, C, h, w], source first
     seconds: Mapping[str, float]
     unet_rows: int
+    ran_on: Mapping[str, Any]  # as a Reconstruction's
 
     @property
     def images(self) -> list[Image.Image]:
@@ -93,6 +96,7 @@ class Edited:
             latents=torch.cat([parts[0].latents[:1], *(part.latents[1:] for part in parts)]),
             seconds=parts[-1].seconds,
             unet_rows=sum(part.unet_rows for part in parts),
+            ran_on=parts[-1].ran_on,
         )
 
 
@@ -104,7 +108,7 @@ class Generated:
     [0, 1]; or latents. pictures: uint8 [H, W, 3] each; none if latents were asked for. prompts,
     negative_prompt: None for what was given as embeddings. seeds: one for each prompt; None where
     generators were given or nothing was drawn. size: (height, width) in pixels. sampling: the
-    sampler, its options, and the loss that guided it.
+    sampler, its options, and the loss that guided it. ran_on: as a Reconstruction's.
     """
 
     images: Images
@@ -119,6 +123,7 @@ class Generated:
     sampling: Mapping[str, Any]
     seconds: Mapping[str, float]
     unet_rows: int
+    ran_on: Mapping[str, Any]
 
 
 def check_output_type(output_type: str) -> None:

@@ -149,6 +149,14 @@ class Runner:
         retried, lost = (getattr(self.denoiser, name, 0) for name in ("retried", "lost"))
         return {"retried_rows": retried, "lost_rows": lost}
 
+    def ran_on(self, before: Mapping[str, int]) -> dict[str, Any]:
+        """What runs the network, and the `overflows` of all batches since there were `before`."""
+        return {
+            "backend": self.denoiser.name,
+            "attention": self.model.unet.attention,
+            "overflows": {name: count - before[name] for name, count in self.overflows.items()},
+        }
+
     def rows_that_fit(
         self, plan: Callable[[Planner], MemoryPlan], max_rows: int | None = None
     ) -> int | None:

@@ -5,6 +5,7 @@ import torch
 
 from pivotal.engine import Engine
 from pivotal.query import NoiseGradient
+from pivotal.records import edit_record, generation_record, reconstruction_record
 from pivotal.runtime.float32_arithmetic import float32_arithmetic
 from pivotal.runtime.loss_scaling import LossScaling
 from pivotal.runtime.precision import NAMED, Precision, precision_of
@@ -174,7 +175,7 @@ def fitted():
     return decibels
 
 
-def test_an_inversions_report_says_the_precision_and_counts_overflows():
+def test_records_say_what_ran_and_count_overflows():
     engine = Engine.load(dtype="float16")
     with torch.no_grad():
         engine.model.unet.unet.conv_in.weight.mul_(1e4)  # overflows float16, not float32
@@ -184,3 +185,13 @@ def test_an_inversions_report_says_the_precision_and_counts_overflows():
     report = inversion.report
     assert report["precision"]["networks"] == "float16"
     assert report["overflows"] == {"retried_rows": 2, "lost_rows": 0}
+    edited = engine.edit(inversion, "a blue circle")
+    made = engine.generate("a red circle", num_inference_steps=1)
+    records = {
+        8: edit_record(inversion, edited, 0, {}),  # source and target, guided, two steps
+        4: reconstruction_record(inversion, engine.reconstruct(inversion)),
+        2: generation_record(engine.model, made, 0, {}),
+    }
+    for rows, record in records.items():
+        assert record["overflows"] == {"retried_rows": rows, "lost_rows": 0}
+        assert (record["backend"], record["attention"]) == ("torch", "sdpa")
