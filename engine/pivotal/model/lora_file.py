@@ -36,16 +36,16 @@ _ENDS = {
     "_lora.up.weight": "up",
     ".alpha": "alpha",
 }
-_OTHER_KINDS = {
+_OTHER_KINDS = {  # by a part of a name
     "hada_": "a LoHa",
     "lokr_": "a LoKr",
     "oft_": "an OFT",
     "dora_scale": "a DoRA",
     "lora_magnitude_vector": "a DoRA",
     "lora_mid": "a LoCon in Tucker form",
-    ".diff": "one with whole weights beside low-rank ones",
 }
 _PROCESSOR = re.compile(r"\.processor\.(to_[qkv]|to_out)$")  # diffusers' names before 0.22
+_WHOLE = (".diff", ".diff_b")
 _PEFT = "lora_adapter_metadata"
 
 
@@ -173,6 +173,11 @@ def _alphas_of_peft(path: Path, header: Header) -> dict[str, float]:
 
 
 def _refuse_others(path: Path, header: Header) -> None:
+    whole = next((name for name in header.tensors if name.endswith(_WHOLE)), None)
+    if whole is not None:
+        raise ModelError(
+            f"{path} has whole weights beside low-rank ones ({whole[:80]}): not supported"
+        )
     for mark, kind in _OTHER_KINDS.items():
         found = next((name for name in header.tensors if mark in name), None)
         if found is not None:
