@@ -44,7 +44,8 @@ def command_of(words):
 
 
 EXAMPLES = [line for command in COMMANDS.values() for line in examples(command)]
-SLOW = "pivotal export"  # traces five networks, or builds engines of them
+# They trace five networks or build engines of them, or count SDXL's memory.
+SLOW = ("pivotal export", "pivotal plan")
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

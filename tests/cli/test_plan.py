@@ -23,6 +23,12 @@ def test_it_plans_an_inversion_an_edit_and_a_picture(capsys):
     assert all(each["limit"] == 24_000_000 for each in plans)
 
 
+def test_a_person_gets_a_table(pivotal, tmp_path):
+    done = pivotal("plan", "--method", "ddim", "--steps", 2, cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("a row", "at most", "generating")), done
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
