@@ -26,6 +26,8 @@ from .images import FitPolicy, ImageSource, Size
 from .inversion_file import Inversion
 from .inversion_task import checked_settings
 from .model.load import Model, load
+from .model.lora import require_own_weights
+from .model.lora_file import Lora
 from .planning import Planner
 from .query import Conditioning
 from .results import Edited, Generated, Images, OutputType, Reconstruction, as_output
@@ -110,7 +112,8 @@ class Engine:
         which "+torch" leaves gradients to. allow_foreign: see `runtime.exported.backend`.
         compile: run torch's UNet compiled; what is first asked then takes minutes (`warm_up`).
         attention: what runs routed cross-attention, see `pivotal_kernels.routed_attention`.
-        options: device, dtype, variant, revision, local_files_only, family, as `model.load.load`.
+        options: device, dtype, variant, revision, local_files_only, family, prediction_type,
+        tokenizer, vae, lora, embedding, as `model.load.load`.
         """
         start = time.perf_counter()
         loaded = load(model, **options)
@@ -512,6 +515,19 @@ class Engine:
         priority or deadline, QueueFullError and EngineClosedError; the future raises the rest.
         """
         return self._runner.service.submit(call, arguments, options, priority, deadline)
+
+    def lora(self, *loras: str | Path | Lora) -> None:
+        """From now on wear these LoRAs, `FILE` or `FILE:0.8` each, and no others; none takes all
+        off, to the bit.
+
+        Nothing is compiled or captured again. Inversions belong to the LoRAs that they were made
+        with. Raises ModelError for a file that does not fit and while a call runs, BackendError
+        where a backend or fp8 keeps weights of its own; nothing is changed then.
+        """
+        require_own_weights(self.model.precision.arithmetic, self.denoiser.name)
+        wanted = [Lora.of(each) for each in loras]
+        with self._runner.alone("changing LoRAs"):
+            self.model.loras.wear(wanted)
 
     def close(self) -> None:
         """Cancel what was submitted, wait until it has ended, and end the worker. An engine that

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from .cancellation import Cancellation, EitherCancellation
 from .control import Control
 from .driver import Denoiser, Driver, Job, Listener, require_rows
 from .editing.routes import Layers
-from .errors import NonFiniteError
+from .errors import ModelError, NonFiniteError
 from .images import Pixels, from_tensor, to_tensor
 from .model.load import Model
 from .planning import Planner
@@ -133,6 +134,7 @@ class Runner:
         self._turns = Turns()
         self._coding = Turns()
         self._probed = False
+        self._live: set[Driver] = set()  # of direct calls
         settings = serving or Serving()
         self.service = Service(Worker(denoiser, self._turns, settings.shared_rows), settings)
 
@@ -209,12 +211,26 @@ class Runner:
             self.service.run(jobs, request)
             return
         driver = Driver(self.denoiser)
-        with self._turns.take(cancellation):
-            for job in jobs:
-                driver.add(job)
-        while driver.live:
+        try:
             with self._turns.take(cancellation):
-                driver.turn()
+                self._live.add(driver)
+                for job in jobs:
+                    driver.add(job)
+            while driver.live:
+                with self._turns.take(cancellation):
+                    driver.turn()
+        finally:
+            self._live.discard(driver)
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Hold all turns. Raises ModelError while a call runs, which what is done would change
+        midway.
+        """
+        with self._turns.take(), self._coding.take():
+            if self._live or self.service.busy:
+                raise ModelError(f"{what} has to wait until no call of this engine runs")
+            yield
 
     def encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
         """Conditioning of B prompts for pictures of `size`, on the model's device."""

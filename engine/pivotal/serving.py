@@ -147,6 +147,11 @@ class Service:
             self._requests[request] = thread
         return request
 
+    @property
+    def busy(self) -> bool:
+        """Whether submitted calls are in progress."""
+        return bool(self._requests)
+
     def request(self) -> Submitted[Any] | None:
         """The submitted call that the calling thread runs; None in any other thread."""
         request: Submitted[Any] | None = getattr(self._here, "request", None)

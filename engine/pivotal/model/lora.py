@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pivotal.errors import ModelError
+from pivotal.errors import BackendError, ModelError
 from pivotal.model.ldm_names import unet_name
 from pivotal.model.lora_file import Lora, LoraFile, read_lora
 
@@ -89,6 +89,17 @@ class LoraStack:
                     found[f"{dotted}.{name}"] = weight
                     found |= {each + name.replace(".", "_"): weight for each in flat}
         return found
+
+
+def require_own_weights(arithmetic: str, backend: str) -> None:
+    """Raise BackendError where the network that answers does not read the model's weights."""
+    if backend.startswith(("onnx", "tensorrt")):
+        raise BackendError(
+            f"backend {backend!r} has weights of its own, which LoRAs do not reach; run torch, or "
+            "export the model with its LoRAs"
+        )
+    if arithmetic == "fp8":
+        raise BackendError("fp8 weights can't change once they are made; load the model with lora=")
 
 
 def _weights(network: nn.Module) -> list[tuple[str, Tensor]]:

@@ -1,0 +1,78 @@
+"""LoRAs on an engine: worn, taken off, exchanged; what was inverted without them is another's."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pivotal
+from pivotal.errors import BackendError, ModelError
+from pivotal.model.lora import require_own_weights
+
+PROMPT = "a red circle on a gray background"
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """Of every cross-attention's values in the bundled model."""
+    engine = pivotal.Engine.load("shapes")
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for name, module in engine.model.unet.unet.named_modules():
+        if name.endswith("attn2.to_v"):
+            out, into = module.weight.shape
+            stem = f"lora_unet_{name.replace('.', '_')}"
+            tensors[f"{stem}.lora_down.weight"] = torch.randn(2, into, generator=generator) / 8
+            tensors[f"{stem}.lora_up.weight"] = torch.randn(out, 2, generator=generator) / 4
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def made(engine):
+    return engine.generate(
+        PROMPT, num_inference_steps=2, seed=1, output_type="pt", guidance_scale=2
+    ).images
+
+
+def test_a_picture_changes_with_a_lora_and_comes_back_without(lora, picture):
+    engine = pivotal.Engine.load("shapes")
+    plain, fingerprint = made(engine), engine.model.fingerprint
+    inverted = engine.invert(picture, PROMPT, method="ddim", num_inference_steps=1)
+    engine.lora(f"{lora}:0.8")
+    styled = made(engine)
+    assert not torch.equal(styled, plain)
+    assert torch.equal(made(pivotal.Engine.load("shapes", lora=f"{lora}:0.8")), styled)
+    with pytest.raises(ModelError, match="the inversion was made with model 'shapes'"):
+        engine.reconstruct(inverted)
+    engine.lora()
+    assert torch.equal(made(engine), plain)
+    assert engine.model.fingerprint == fingerprint
+    engine.reconstruct(inverted)
+
+
+def test_no_call_changes_its_weights_midway(lora):
+    engine = pivotal.Engine.load("shapes")
+    refused = []
+
+    def change(engine, step, timestep, tensors):
+        with pytest.raises(ModelError, match="has to wait until no call") as caught:
+            engine.lora(lora)
+        refused.append(caught.value)
+        return {}
+
+    engine.generate(PROMPT, num_inference_steps=1, callback_on_step_end=change)
+    with engine:
+        engine.submit(
+            engine.generate, PROMPT, num_inference_steps=1, callback_on_step_end=change
+        ).result()
+    assert len(refused) == 2
+    assert engine.model.loras.worn == ()
+
+
+def test_weights_that_are_elsewhere_are_not_taken_for_changed():
+    for backend in ("onnx", "tensorrt", "onnx+torch"):
+        with pytest.raises(BackendError, match="weights of its own"):
+            require_own_weights("plain", backend)
+    with pytest.raises(BackendError, match="load the model with lora="):
+        require_own_weights("fp8", "torch fp8")
+    require_own_weights("plain", "compiled")
