@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from .control import Control, NoEdit
 from .driver import Job
 from .editing.edit import Edit, bounds
+from .editing.masks import WordMaps, allowed_pixels, pixel_weights, put_back
 from .editing.prompt_to_prompt import PromptToPrompt
 from .editing.routes import WORD_COLUMNS
 from .errors import InversionFileError, ModelError
@@ -137,6 +137,7 @@ def edit_many(
     scale = runner.checked_scale(scale)
     edits = as_edits(targets, options)
     _require_masks_of_size(edits, inversion.picture.size)
+    edits, rows_before = _with_word_masks(runner, inversion, edits, scale, watch)
     at_once = _targets_at_once(runner, inversion.picture.size, len(edits))
     groups = [edits[start : start + at_once] for start in range(0, len(edits), at_once)]
     controls = [_control(runner, inversion, group) for group in groups]
@@ -151,7 +152,8 @@ def edit_many(
         clock.lap("edit")
         source = reconstruction(runner, inversion, job, scale, clock, overflows)
         parts.append(_edited(runner, inversion, group, control, job, source, clock))
-    return Edited.joined(parts)
+    edited = Edited.joined(parts)
+    return replace(edited, unet_rows=rows_before + edited.unet_rows)
 
 
 def _targets_at_once(runner: Runner, size: tuple[int, int], targets: int) -> int:
@@ -224,6 +226,35 @@ def _require_masks_of_size(edits: Sequence[Edit], size: tuple[int, int]) -> None
             )
 
 
+def _with_word_masks(
+    runner: Runner, inversion: Inversion, edits: Sequence[Edit], scale: float, watch: Watch
+) -> tuple[list[Edit], int]:
+    """The edits with their masks; those of words are seen in one reconstruction more, of so many
+    rows.
+    """
+    groups = list(dict.fromkeys(edit.mask_words for edit in edits if edit.mask_words))
+    if not groups:
+        return list(edits), 0
+    for edit in edits:
+        _control(runner, inversion, [edit])  # what is wrong is said before anything runs
+    seen = WordMaps(runner.model.text.tokens(inversion.prompt), groups, runner.layers)
+    quiet = Watch(watch.on_progress, None, watch.cancellation)
+    job = replay(runner, inversion, [inversion.prompt], scale, seen, quiet)
+    latents = job.result()
+    height, width = inversion.picture.size
+    side = runner.model.autoencoder.scale
+
+    def masked(edit: Edit) -> Edit:
+        if not edit.mask_words:
+            return edit
+        place, size = groups.index(edit.mask_words), (latents.shape[-2], latents.shape[-1])
+        found = seen.mask(place, size, edit.blend_threshold)
+        found = found.repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width]
+        return replace(edit, mask=found if edit.mask is None else found & edit.mask.cpu())
+
+    return [masked(edit) for edit in edits], job.rows_asked
+
+
 def _control(runner: Runner, inversion: Inversion, edits: Sequence[Edit]) -> PromptToPrompt:
     source, *targets = (
         runner.model.text.tokens(prompt)
@@ -237,7 +268,8 @@ def _control(runner: Runner, inversion: Inversion, edits: Sequence[Edit]) -> Pro
                 "fits no null embedding; leave it out"
             )
     first_step = method.first_step(method.options_from(inversion.options), steps)
-    return PromptToPrompt(source, targets, edits, steps, runner.layers, first_step)
+    scale = runner.model.autoencoder.scale
+    return PromptToPrompt(source, targets, edits, steps, runner.layers, first_step, scale)
 
 
 def _edited(
@@ -252,8 +284,15 @@ def _edited(
     latents = job.result()
     pictures = runner.pictures(latents[1:])
     clock.lap("decode")
-    size = inversion.picture.size
-    masks = [_pixel_mask(control, index, size) for index in range(len(edits))]
+    size, original = inversion.picture.size, inversion.picture.pixels
+    masks: list[Tensor | None] = [None] * len(edits)
+    if control.masks is not None:
+        regions = control.masks.cpu()
+        for index, (edit, region) in enumerate(zip(edits, regions, strict=True)):
+            masks[index] = allowed_pixels(region, edit, size)
+            if edit.preserve == "pixel":
+                weights = pixel_weights(region, edit, size)
+                pictures[index] = put_back(original, pictures[index], weights)
     return Edited(
         pictures=pictures,
         source=source,
@@ -262,9 +301,7 @@ def _edited(
         heat_maps=[control.heat_maps(index) for index in range(len(edits))],
         masks=masks,
         outside_mask_psnr=[
-            None
-            if mask is None or bool(mask.all())
-            else psnr(inversion.picture.pixels, edited, ~mask.numpy())
+            None if mask is None or bool(mask.all()) else psnr(original, edited, ~mask.numpy())
             for mask, edited in zip(masks, pictures, strict=True)
         ],
         touched=[control.touched(index) for index in range(len(edits))],
@@ -273,11 +310,3 @@ def _edited(
         unet_rows=job.rows_asked,
         ran_on=source.ran_on,
     )
-
-
-def _pixel_mask(control: PromptToPrompt, target: int, size: tuple[int, int]) -> Tensor | None:
-    """Where a target was allowed to change at the last step, at the picture's size: bool [H, W]."""
-    if control.masks is None:
-        return None
-    mask = control.masks[target][None, None].float().cpu()
-    return interpolate(mask, size=size, mode="nearest")[0, 0] > 0

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from pivotal.cli.frames import MAX_FRAMES, Frames, shown_steps
+from pivotal.records import mask_of
 
 PROMPT = "a red circle on a gray background"
 TARGET = "a blue circle on a gray background"
@@ -198,3 +199,47 @@ def test_each_picture_has_the_steps_of_its_own_row_and_batch():
     ways = [[int(each) for each in way] for way in frames.trajectories()]
     assert ways == [[1 + 100 * s for s in range(4)], [2 + 100 * s for s in range(4)],
                     [11 + 100 * s for s in range(4)]]  # fmt: skip
+
+
+@pytest.mark.parametrize("feather", [0, 4])
+def test_a_box_counts_the_sources_pixels_and_outside_it_they_stay(edit, home, feather):
+    """The photograph is 128 wide, and its middle 96 were kept: the box begins 16 further left."""
+    wide = np.asarray(Image.open(home / "photo.png"))[:, 16:112]
+    done = edit("-o", "boxed.png", "--mask", "box:40,8,80,88", "--preserve", "pixel",
+                "--feather", feather, "--cross-replace-steps", 0, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["outside_mask_psnr"] is None  # identical
+    assert (record["edit"]["preserve"], record["edit"]["feather"]) == ("pixel", feather)
+    mask = mask_of(record["edit"]["mask"])
+    rows, columns = (mask.any(axis) for axis in (1, 0))
+    height, width = mask.shape
+    assert abs(int(columns.nonzero()[0]) - 24 * width / 96) <= 1
+    assert abs(int(columns.sum()) - 40 * width / 96) <= 1
+    assert abs(int(rows.sum()) - 80 * height / 96) <= 1
+    assert wide.shape[:2] == Image.open(home / "boxed.png").size[::-1]
+
+
+def test_a_word_of_the_prompt_is_a_mask(edit):
+    done = edit("--mask", "word:circle", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["edit"]["mask_words"] == ["circle"]
+    assert 0 < mask_of(record["edit"]["mask"]).double().mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        ("box:1,2,3", "write box:x0,y0,x1,y1"),
+        ("box:0,0,500,10", "inside the source's 128 wide and 96 high"),
+        ("box:9,9,9,20", "write box"),
+        ("box:0,0,10,10", "is nowhere inside what was kept"),
+        ("word: ", "name a word"),
+        ("word:zebra", "zebra"),
+    ],
+)
+def test_a_mask_that_says_nothing_is_named(edit, mask, said):
+    done = edit("--mask", mask)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .completion import complete_methods
-from .editing import EditOptions, read_mask
+from .editing import EditOptions
+from .masks import read_mask
 from .options import Force, GuidanceScale, ModelOptions, PictureSize, Policy, Steps
 from .outputs import check_outputs, chosen, staged
 from .terminal import Terminal
@@ -41,9 +42,9 @@ def compare(
     steps: Steps = 50,
     guidance_scale: GuidanceScale = None,
     mask: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE",
+            metavar="FILE|BOX",
             help="Light where the edit is wanted; how much is kept is measured elsewhere. Default: "
             "the regions of the words that differ, to which the edit is confined.",
         ),

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .editing import EditOptions, read_mask
+from .editing import EditOptions
 from .frames import Frames, animations
+from .masks import mask_fields
 from .options import (
     Animation,
     Force,
     GuidanceScale,
+    Mask,
     ModelOptions,
     NoMetadata,
 )
@@ -61,10 +63,7 @@ def edit(
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Default: INVERSION-edit.png."),
     ] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A picture; only where it is white may change happen."),
-    ] = None,
+    mask: Mask = None,
     guidance_scale: GuidanceScale = None,
     animation: Animation = None,
     report: Annotated[
@@ -80,12 +79,15 @@ def edit(
 
     Example: `pivotal edit cat.safetensors --target "a big cat on a sofa" --weight big=2
     --blend cat --report big.html --animation big.gif -o big.png`
+
+    Example: `pivotal edit cat.safetensors --target "a dog on a sofa" --mask word:cat
+    --feather 12 --preserve pixel`
     """
     from pivotal.inversion_file import read_inversion
     from pivotal.records import edit_record
 
     source = read_inversion(inversion)
-    edits = options.edits(target, None if mask is None else read_mask(mask, source.picture))
+    edits = options.edits(target, mask_fields(mask, source.picture))
     places = _places(inversion, output, len(edits), animation, report, force=force)
     check_outputs(places.all(), force=force)
     engine = model.load(source.model)

@@ -1,10 +1,9 @@
-"""What an edit keeps of its source: options that `edit` and `explain` share, and masks."""
+"""What an edit keeps of its source: options that `edit`, `compare` and `explain` share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,6 @@ from .values import numbers, prompt_text
 
 if TYPE_CHECKING:
     from pivotal.editing.edit import Edit
-    from pivotal.images import Fitted
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,22 @@ class EditOptions:
         typer.Option(help="From this step on, see the source's picture itself (MasaCtrl); try 4."),
     ] = None
 
-    def edits(self, targets: Sequence[str], mask: Any = None) -> list[Edit]:
-        """An `Edit` for each target. mask: bool [H, W], or None."""
+    mask_with_blend: Annotated[
+        str, typer.Option(help="Where both allow it, `and`, or either, `or`.")
+    ] = "and"
+    feather: Annotated[
+        float, typer.Option(metavar="PIXELS", help="How wide the mask's or blend's edge fades.")
+    ] = 0.0
+    preserve: Annotated[
+        str,
+        typer.Option(
+            help="What is put back outside mask and blend: the source's `latent`s; the picture's "
+            "own `pixel`s, too; `none`, and decibels are measured there all the same."
+        ),
+    ] = "latent"
+
+    def edits(self, targets: Sequence[str], where: Mapping[str, Any] | None = None) -> list[Edit]:
+        """An `Edit` for each target. where: its mask, as `masks.mask_fields` gives it."""
         from pivotal.editing.edit import Edit
         from pivotal.editing.masactrl import MutualSelfAttention
 
@@ -75,35 +87,10 @@ class EditOptions:
                 blend="auto" if self.blend == ["auto"] else tuple(self.blend or ()),
                 subtract=tuple(self.subtract or ()),
                 mutual=mutual,
-                mask=mask,
+                mask_with_blend=self.mask_with_blend,  # type: ignore[arg-type]
+                feather=self.feather,
+                preserve=self.preserve,  # type: ignore[arg-type]
+                **(where or {}),
             )
             for target in targets
         ]
-
-
-def read_mask(path: Path, fitted: Fitted) -> Any:
-    """A picture as a mask of the fitted source's own size: bool [H, W], true where it is light.
-
-    It has the source's size, or that of the fitted picture; the former is fitted as the source.
-    """
-    import torch
-
-    from pivotal.images import fit, read_image
-
-    picture = read_image(path)
-    pixels = picture.pixels
-    if picture.size != fitted.size:
-        if picture.size != fitted.source_size:
-            given, first, second = (
-                f"{height}x{width}"
-                for height, width in (picture.size, fitted.source_size, fitted.size)
-            )
-            raise ValueError(
-                f"--mask {str(path)!r} is {given}; the source's {first} or the inversion's "
-                f"{second} (height x width) is expected"
-            )
-        pixels = fit(picture, fitted.size, fitted.policy).pixels
-    mask = torch.from_numpy(pixels.astype("int64").mean(axis=2) >= 128)
-    if not bool(mask.any()):
-        raise ValueError(f"--mask {str(path)!r} is dark all over, so nothing could change")
-    return mask

@@ -65,6 +65,14 @@ PictureSize = Annotated[
         "the model's.",
     ),
 ]
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|BOX|WORD",
+        help="Where change may happen: where a picture is white, in `box:x0,y0,x1,y1` (pixels of "
+        "the source, from the top left), or where a word of its prompt looks, `word:cat`.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 NoMetadata = Annotated[
     bool, typer.Option("--no-metadata", help="Embed no settings in the pictures.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from .masactrl import MutualSelfAttention
 
 Window = float | tuple[float, float]
 """Fractions of the steps, noisiest first: (from, to), or the end alone."""
+
+Preserve = Literal["none", "latent", "pixel"]
+
+MAX_FEATHER = 512
+"""In pixels. Wider than that nothing would be left of most masks."""
 
 DEFAULT = "default"
 """The key of all words that a mapping of windows does not name."""
@@ -31,6 +36,12 @@ class Edit:
     negative. blend: words whose attention bounds the change (LocalBlend), "auto" for those that
     differ, () for none; names may be of either prompt. subtract: words whose region is left out of
     it. mask: [H, W] bool, where the inverted picture, as it was fitted to the model, may change.
+    mask_words: where these words of the source look in a plain reconstruction, which is made first;
+    with a mask, their meet. mask_with_blend: "and" lets change happen where both mask and blend
+    allow it, "or" where either does; before the blend starts, it allows all. feather: the width in
+    pixels, inside and outside of the edge, over which what may change fades to what may not.
+    preserve: what is put back outside: "latent", the source's latents after each step; "pixel",
+    the picture's own pixels as well, at the end; "none", nothing, and decibels are measured there.
     mutual: MasaCtrl, beside or (with both windows 0) in place of the source's layout.
 
     null_text_steps: when the target is guided away from the null embedding fitted to the source,
@@ -50,6 +61,10 @@ class Edit:
     subtract_threshold: float = 0.3
     blend_start: float = 0.2
     mask: Tensor | None = field(default=None, compare=False)
+    mask_words: tuple[str, ...] = ()
+    mask_with_blend: Literal["and", "or"] = "and"
+    feather: float = 0.0
+    preserve: Preserve = "latent"
     mutual: MutualSelfAttention | None = None
     null_text_steps: Window = 1.0
 
@@ -81,6 +96,28 @@ class Edit:
         if self.subtract and not self.blend:
             raise ValueError(
                 "subtract words take a region out of blend's; name words to blend as well"
+            )
+        self._check_region()
+
+    def _check_region(self) -> None:
+        masked = self.mask is not None or bool(self.mask_words)
+        if not isinstance(self.mask_words, tuple):
+            raise ValueError(f"mask_words={self.mask_words!r}; give a tuple of words")
+        if not 0 <= self.feather <= MAX_FEATHER:
+            raise ValueError(f"feather={self.feather}; pixels from 0 to {MAX_FEATHER} are possible")
+        if self.mask_with_blend not in ("and", "or"):
+            raise ValueError(f"mask_with_blend={self.mask_with_blend!r}; accepted are and, or")
+        if self.preserve not in get_args(Preserve):
+            raise ValueError(
+                f"preserve={self.preserve!r} is unknown; accepted are "
+                f"{', '.join(get_args(Preserve))}"
+            )
+        if self.mask_with_blend == "or" and not (masked and self.blend):
+            raise ValueError("mask_with_blend='or' joins a mask and a blend; give both")
+        if (self.feather or self.preserve != "latent") and not (masked or self.blend):
+            raise ValueError(
+                f"feather={self.feather:g} and preserve={self.preserve!r} are about the outside of "
+                "a mask or blend; give one"
             )
 
 

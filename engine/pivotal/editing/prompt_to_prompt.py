@@ -15,7 +15,7 @@ from pivotal.attention_routes import AttentionRoutes
 from pivotal.errors import EditWithoutEffectError
 from pivotal.tokens import Tokens
 
-from .blend import blend, latent_mask, word_mask
+from .blend import blend, feathered, latent_mask, word_mask
 from .edit import Edit, step_range
 from .routes import Layers, TargetPlan, injected, plan_target, routes_at, word_columns
 
@@ -35,9 +35,9 @@ class PromptToPrompt:
     """The control of one replay of [source, targets..]; it holds the maps summed so far.
 
     source, targets: tokens, one target for each edit. steps: of the schedule; windows are shares of
-    them all. first_step: where the replay starts; what acts only before it acts at no step. Raises
-    ValueError for words that are not there, EditWithoutEffectError if an edit would touch no layer
-    or no step.
+    them all. first_step: where the replay starts; what acts only before it acts at no step.
+    pixels_a_latent: along a side. Raises ValueError for words that are not there,
+    EditWithoutEffectError if an edit would touch no layer or no step.
     """
 
     def __init__(
@@ -48,19 +48,21 @@ class PromptToPrompt:
         steps: int,
         layers: Layers,
         first_step: int = 0,
+        pixels_a_latent: int = 8,
     ) -> None:
         if not edits:
             raise ValueError("edits are empty; at least one target is expected")
         self.steps = steps
         self.layers = layers
         self.first_step = first_step
+        self.pixels_a_latent = pixels_a_latent
         self.plans = [
             _from_step(first_step, plan_target(source, target, edit, steps))
             for target, edit in zip(targets, edits, strict=True)
         ]
         self.columns = word_columns(self.plans)
         self.maps: Tensor | None = None  # [1 + T, K, mh, mw], summed over the steps so far
-        self.masks: Tensor | None = None  # [T, h, w] bool, of the last blended step
+        self.masks: Tensor | None = None  # [T, h, w] bool, of the last blended step, unfeathered
         for plan in self.plans:
             _require_effect(plan, steps, layers, first_step)
 
@@ -80,7 +82,14 @@ class PromptToPrompt:
             return latents
         everywhere = torch.ones(size, dtype=torch.bool, device=latents.device)
         self.masks = torch.stack([everywhere if mask is None else mask for mask in masks])
-        return blend(latents, self.masks)
+        edits = [plan.edit for plan in self.plans]
+        weights = [
+            everywhere
+            if edit.preserve == "none"
+            else feathered(mask, edit.feather / self.pixels_a_latent)
+            for mask, edit in zip(self.masks, edits, strict=True)
+        ]
+        return blend(latents, torch.stack(weights))
 
     def sources(self, rows: int) -> Tensor:
         """All rows are edits of the first."""
@@ -107,14 +116,15 @@ class PromptToPrompt:
             "cross": Touched(len(self.layers.cross_downscales) if cross_steps else 0, cross_steps),
             "self": Touched(self_layers if plan.self_steps else 0, len(plan.self_steps)),
         }
-        if plan.blend_columns[0].any():
+        kept = edit.preserve != "none"
+        if kept and plan.blend_columns[0].any():
             start = max(_blend_start(edit, self.steps), self.first_step)
             reached["blend"] = Touched(1, self.steps - start)
         if edit.mutual is not None:
             shared = edit.mutual.layers(len(self.layers.self_downscales))
             during = edit.mutual.steps(self.steps, self.first_step)
             reached["mutual"] = Touched(len(shared), len(during))
-        if edit.mask is not None:
+        if kept and edit.mask is not None:
             reached["mask"] = Touched(1, self.steps - self.first_step)
         return reached
 
@@ -126,6 +136,8 @@ class PromptToPrompt:
         mask = None
         if edit.mask is not None:
             mask = latent_mask(edit.mask.to(maps.device), size)
+        if edit.mask_with_blend == "or" and step < _blend_start(edit, self.steps):
+            return None
         if plan.blend_columns[0].any() and step >= _blend_start(edit, self.steps):
             # The source's region joins the target's, in what is blended and in what is subtracted.
             pairs = [
@@ -134,7 +146,9 @@ class PromptToPrompt:
             region = word_mask(pairs[0], size, edit.blend_threshold, pool=True).any(dim=0)
             spared = word_mask(pairs[1], size, edit.subtract_threshold, pool=False).any(dim=0)
             region = region & ~spared
-            mask = region if mask is None else mask & region
+            if mask is None:
+                return region
+            mask = mask | region if edit.mask_with_blend == "or" else mask & region
         return mask
 
 
