@@ -75,14 +75,14 @@ def test_another_picture_follows_the_first(policy):
     fitted = fit(read_image(pixels), (64, 64), policy, multiple=8)
     alone = fit(read_image(square), (64, 64), policy, multiple=8)
     assert np.array_equal(fitted.follow(square), alone.pixels)
-    with pytest.raises(ValueError, match="10 x 10 can't follow.*333 x 517"):
+    with pytest.raises(ValueError, match=r"10 x 10 can't follow.*333 x 517"):
         fitted.follow(square[:10, :10])
 
 
 def test_sizes_that_no_model_takes_are_refused():
     with pytest.raises(ValueError, match="8000 x 8000: a model takes at most 16 million"):
         model_size((8000, 8000), "source")
-    with pytest.raises(ValueError, match="size='own'.*'source'"):
+    with pytest.raises(ValueError, match=r"size='own'.*'source'"):
         model_size((8, 8), "own")
 
 
