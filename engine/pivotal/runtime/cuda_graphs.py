@@ -14,6 +14,8 @@ from pivotal.driver import Denoiser
 from pivotal.errors import BackendError
 from pivotal.query import Answer, Denoise, Noise, NoiseGradient, NoiseLoss, Query
 
+from .stream_order import StreamOrder
+
 Graphed = Denoise | NoiseGradient
 Work = Callable[[], Answer]
 Capture = Callable[[Work], tuple[Callable[[], None], Answer]]
@@ -46,7 +48,8 @@ class GraphedDenoiser:
 
     Give it batches of few sizes (`BucketedDenoiser`): it captures whatever it meets. All graphs
     share one memory pool, in which smaller batches fit into what larger ones left; so `capture`
-    takes the largest first. An answer is never a view of a graph's memory. Threads take turns.
+    takes the largest first. An answer is never a view of a graph's memory. Threads take turns, and
+    so do their streams.
 
     capture: `CudaCapture` of the device if None.
     """
@@ -59,6 +62,7 @@ class GraphedDenoiser:
         self._record = capture or CudaCapture(device)
         self._buffers: dict[Hashable, StaticBuffers] = {}
         self._turn = threading.Lock()
+        self._order = StreamOrder(device)  # all graphs write into one pool
 
     @property
     def name(self) -> str:
@@ -78,7 +82,7 @@ class GraphedDenoiser:
         """Raises BackendError for a batch that can't be captured."""
         if not isinstance(query, Denoise | NoiseGradient):
             raise TypeError(f"{self.name} as CUDA graphs answers no {type(query).__name__}")
-        with self._turn, torch.no_grad():
+        with self._turn, self._order.turn(), torch.no_grad():
             kind = _kind(query)
             if kind not in self._buffers:
                 self._buffers[kind] = self._captured(query)
