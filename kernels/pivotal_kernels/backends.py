@@ -48,16 +48,22 @@ class Backend:
 
 
 def choose(
-    op: str, impl: str, preference: tuple[str, ...], backends: Mapping[str, Backend], facts: Facts
+    op: str,
+    impl: str,
+    preference: tuple[str, ...],
+    backends: Mapping[str, Backend],
+    facts: Facts,
+    *,
+    argument: str = "impl",
 ) -> str:
     """The name of the backend to run: the one named, or for "auto" the first preferred that fits.
 
-    Raises ValueError with every candidate's reasons if none fits, or if impl is unknown. Logs
-    what "auto" took, so call it once for each kind of inputs.
+    Raises ValueError with every candidate's reasons if none fits, or if impl is unknown; argument
+    is what the caller gave it as. Logs what "auto" took, so call it once for each kind of inputs.
     """
     if impl != "auto" and impl not in backends:
         accepted = ", ".join(["auto", *backends])
-        raise ValueError(f"impl={impl!r} is unknown; accepted are {accepted}")
+        raise ValueError(f"{argument}={impl!r} is unknown; accepted are {accepted}")
     candidates = preference if impl == "auto" else (impl,)
     reasons = []
     for name in candidates:
@@ -67,7 +73,7 @@ def choose(
                 logger.info("%s for %s: %s", op, facts, name)
             return name
         reasons.append(f"{name} needs {' and '.join(missing)}")
-    raise ValueError(f"impl={impl!r} does not fit {facts} in {op}: {'; '.join(reasons)}")
+    raise ValueError(f"{argument}={impl!r} does not fit {facts} in {op}: {'; '.join(reasons)}")
 
 
 def installed(package: str) -> Requirement:

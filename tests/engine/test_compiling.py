@@ -20,7 +20,7 @@ def test_the_record_says_what_ran(inversion, engine):
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("flash", "impl='flash' is unknown; accepted are auto"), ("xformers", "xformers needs")],
+    [("flash", "attention='flash' is unknown; accepted are auto"), ("xformers", "xformers needs")],
 )
 def test_an_attention_that_can_not_serve_is_refused_when_loading(name, sentence):
     with pytest.raises(ValueError, match=sentence):

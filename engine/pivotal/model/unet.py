@@ -85,7 +85,9 @@ class RoutedUNet(nn.Module):
         for layer in self.cross_layers:
             attention: Any = self.unet.get_submodule(layer.name)
             width = attention.to_q.out_features // attention.heads
-            settled = settle(impl, parameter.device.type, parameter.dtype, width)
+            settled = settle(
+                impl, parameter.device.type, parameter.dtype, width, argument="attention"
+            )
             attention.processor.impl = settled
         self.attention = settled
         return settled

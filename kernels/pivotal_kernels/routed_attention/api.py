@@ -85,12 +85,15 @@ def routed_attention(
     return RoutedAttention(out, maps)
 
 
-def settle(impl: Impl, device: str, dtype: torch.dtype, width: int) -> str:
+def settle(
+    impl: Impl, device: str, dtype: torch.dtype, width: int, *, argument: str = "impl"
+) -> str:
     """The implementation that `routed_attention` would run for heads of this width; "auto" settled.
 
-    Raises ValueError for one that is unknown or does not fit, with its reasons.
+    argument: what the caller calls it. Raises ValueError for one that is unknown or does not fit,
+    with its reasons.
     """
-    return _settled(impl, Facts(device, dtype, width))
+    return _settled(impl, Facts(device, dtype, width), argument)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -99,8 +102,8 @@ def _chosen(impl: str, device: str, dtype: torch.dtype, width: int) -> str:
 
 
 @cache
-def _settled(impl: str, facts: Facts) -> str:
-    return choose("routed_attention", impl, PREFERENCE, BACKENDS, facts)
+def _settled(impl: str, facts: Facts, argument: str = "impl") -> str:
+    return choose("routed_attention", impl, PREFERENCE, BACKENDS, facts, argument=argument)
 
 
 def _check(
