@@ -123,17 +123,30 @@ def test_a_graph_break_in_a_layer_says_what_to_switch_off(torch_denoiser, latent
         denoiser.answer(query)
 
 
-@pytest.mark.slow
-def test_a_machine_without_a_compiler_is_told_what_to_switch_off(
-    torch_denoiser, latents, prompts, monkeypatch, tmp_path
-):
+def test_a_machine_without_a_compiler_is_told_at_loading_what_to_switch_off(torch_denoiser):
     from torch._inductor import config
 
-    denoiser, _ = made(torch_denoiser, backend="inductor", cache=tmp_path)
-    query = next(questions(latents, prompts, None))
-    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(BackendError) as said:
-        denoiser.answer(query)
-    assert "compile=False" in str(said.value)
+    with (
+        config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(BackendError, match=r"C\+\+ compiler .*CXX.*compile=False"),
+    ):
+        made(torch_denoiser, backend="inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("regional", [False, True])
+def test_a_checkpointed_network_compiles_to_the_same_gradient(
+    torch_denoiser, latents, prompts, regional
+):
+    denoiser, eager = made(torch_denoiser, regional=regional)
+    plain = [
+        query for query in questions(latents, prompts, None) if isinstance(query, NoiseGradient)
+    ]
+    expected = [eager.answer(query).gradient for query in plain]
+    for unet in (eager.unet, denoiser.network.unet):
+        unet.checkpoint_gradients(True)
+    for query, gradient in zip(plain, expected, strict=True):
+        torch.testing.assert_close(denoiser.answer(query).gradient, gradient, rtol=1e-4, atol=2e-5)
 
 
 class Deaf:

@@ -56,10 +56,7 @@ class CompiledGraphs:
                 raise
             except Exception as error:  # whatever a compiler raises
                 reason = str(error).strip().split("\n")[0]
-                raise BackendError(
-                    f"the network can't be compiled ({type(error).__name__}: {reason}); switch "
-                    "compiling off (compile=False, or leave --compile out) to run it eagerly"
-                ) from error
+                raise _cant(f"{type(error).__name__}: {reason}") from error
         self._graphs[kind] = graph
         self.seconds[f"{name} {_shape(inputs)}"] = time.perf_counter() - start
         logger.info("compiled %s %s in %.1f s", name, _shape(inputs), time.perf_counter() - start)
@@ -81,6 +78,24 @@ class CompiledGraphs:
             own, fullgraph=True, dynamic=False, backend=self.backend
         )
         return compiled
+
+
+def require_cpp_compiler() -> None:
+    """Raise BackendError where torch finds no C++ compiler, which compiling for a CPU needs."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise _cant("no C++ compiler was found; install g++ or name one in CXX") from error
+
+
+def _cant(reason: str) -> BackendError:
+    return BackendError(
+        f"the network can't be compiled ({reason}); switch compiling off (compile=False, or leave "
+        "--compile out) to run it eagerly"
+    )
 
 
 def _backward_at_once() -> AbstractContextManager[Any]:

@@ -15,7 +15,7 @@ from pivotal.model.unet import RoutedUNet, run_by_blocks
 
 from .buckets import Buckets
 from .compile_cache import default_compile_folder
-from .compiled_graphs import CompiledGraphs
+from .compiled_graphs import CompiledGraphs, require_cpp_compiler
 
 Prediction = tuple[Tensor, Tensor | None]
 
@@ -66,11 +66,14 @@ class CompiledUNet(nn.Module):
 
     Without routes and with routes are two graphs for each shape, and there is one more where a
     gradient is wanted. Nothing of an edit but tensors reaches a graph, so no edit makes another.
-    On a GPU convolutions' weights and the latents are laid out channels last.
+    On a GPU convolutions' weights and the latents are laid out channels last. Raises BackendError
+    on a CPU without a C++ compiler.
     """
 
     def __init__(self, unet: RoutedUNet, options: CompileOptions) -> None:
         super().__init__()
+        if options.backend == "inductor" and next(unet.parameters()).device.type == "cpu":
+            require_cpp_compiler()
         self.graphs = CompiledGraphs(options.backend, options.cache)
         self._layout = torch.contiguous_format
         if next(unet.parameters()).device.type == "cuda":
