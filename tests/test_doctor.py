@@ -26,7 +26,7 @@ def test_cuda_is_usable_exactly_where_torch_says_so():
 
 
 def test_every_backend_is_named_with_a_reason():
-    for name in ("triton", "xformers", "onnxruntime", "tensorrt"):
+    for name in ("triton", "xformers", "onnxruntime", "tensorrt", "tensorrt_rtx"):
         assert found()[name].detail
 
 

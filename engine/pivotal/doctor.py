@@ -44,6 +44,7 @@ def examine() -> list[Finding]:
         _backend("xformers", gpu, "xformers"),
         _backend("onnxruntime", True, "onnxruntime", "onnxruntime-gpu"),
         _backend("tensorrt", gpu, "tensorrt"),
+        _backend("tensorrt_rtx", True, "tensorrt-rtx"),  # builds engines without a GPU
         _memory(),
         _bundled(),
         *(_safely(name, find) for name, find in (("cache", _cache), ("hub cache", _hub))),
