@@ -58,6 +58,21 @@ class Api:
                 f"not for sm {', '.join(sm)}; TensorRT-RTX builds for named ones"
             )
 
+    def context(self, engine: Any) -> Any:
+        """A context whose scratch memory its caller provides; None where it can't be made.
+
+        TensorRT-RTX compiles kernels for the shapes at once: by default it does so while others
+        run, and a CUDA graph captured meanwhile would keep the slow general ones.
+        """
+        own = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self.ahead_of_time:
+            return engine.create_execution_context(own)
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(own)
+        eager = self.module.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        return engine.create_execution_context(config)
+
     def logger(self) -> Any:
         """TensorRT's messages in Python's logging."""
         severity = self.module.ILogger.Severity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,21 @@ from pivotal.runtime.exported.tensorrt_api import Api
 Shapes = tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A context, and the memory that it writes into as long as it lives."""
+
+    context: Any
+    outputs: tuple[Tensor, ...]
+    scratch: Tensor
+
+
 class TensorRTNetwork:
     """Enqueues on torch's current stream; inputs and outputs are bound by address.
 
     Each set of shapes has a context and outputs of its own, made when it first comes: what was
     captured in a CUDA graph is then never touched by another shape. What is returned is a copy that
-    the next call leaves alone. Threads take turns to enqueue.
+    the next call leaves alone. Threads take turns to enqueue, and so do their streams.
 
     weights: an ONNX file whose weights a stripped engine is given.
     Raises BackendError for a file that this machine can't run.
@@ -33,7 +43,7 @@ class TensorRTNetwork:
         if device.type != "cuda":
             raise BackendError(f"TensorRT runs on a CUDA device, not on {device}")
         trt, self._log = api.module, api.logger()
-        self.path, self.device, self._trt = path, device, trt
+        self.path, self.device, self._api = path, device, api
         self._runtime = trt.Runtime(self._log)  # an engine lives as long as its runtime
         with torch.cuda.device(device):
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -48,8 +58,10 @@ class TensorRTNetwork:
             taken = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             kind = _dtype(trt, self._engine.get_tensor_dtype(name))
             (self._inputs if taken else self._outputs)[name] = kind
-        self._ready: dict[Shapes, tuple[Any, tuple[Tensor, ...]]] = {}
+        self._ready: dict[Shapes, _Prepared] = {}
+        self._scratch = torch.empty(0, dtype=torch.uint8, device=device)
         self._turn = threading.Lock()
+        self._ended = torch.cuda.Event()
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Raises ValueError for inputs that are not the engine's, BackendError for a failed run."""
@@ -62,23 +74,30 @@ class TensorRTNetwork:
             for name, dtype in self._inputs.items()
         }
         with self._turn, torch.cuda.device(self.device):
-            context, outputs = self._prepared(bound)
+            stream = torch.cuda.current_stream(self.device)
+            alone = not torch.cuda.is_current_stream_capturing()
+            if alone:
+                stream.wait_event(self._ended)
+            context, outputs = self._prepared(bound, stream)
             for name, tensor in bound.items():
                 context.set_tensor_address(name, tensor.data_ptr())
-            stream = torch.cuda.current_stream(self.device)
             if not context.execute_async_v3(stream.cuda_stream):
                 raise BackendError(f"{self.path.name} failed: {self._log.last_error}")
             for tensor in bound.values():
                 tensor.record_stream(stream)  # not freed before the engine has read it
-            return tuple(tensor.clone() for tensor in outputs)
+            copies = tuple(tensor.clone() for tensor in outputs)
+            if alone:
+                self._ended.record(stream)
+            return copies
 
-    def _prepared(self, bound: Mapping[str, Tensor]) -> tuple[Any, tuple[Tensor, ...]]:
+    def _prepared(
+        self, bound: Mapping[str, Tensor], stream: torch.cuda.Stream
+    ) -> tuple[Any, tuple[Tensor, ...]]:
         shapes = tuple(tuple(tensor.shape) for tensor in bound.values())
         if shapes in self._ready:
-            return self._ready[shapes]
+            return self._ready[shapes].context, self._ready[shapes].outputs
         profile = self._profile(bound)
-        context = self._engine.create_execution_context()
-        stream = torch.cuda.current_stream(self.device)
+        context = self._api.context(self._engine)
         if context is None or not context.set_optimization_profile_async(
             profile, stream.cuda_stream
         ):
@@ -95,8 +114,12 @@ class TensorRTNetwork:
         )
         for name, tensor in zip(self._outputs, outputs, strict=True):
             context.set_tensor_address(name, tensor.data_ptr())
-        self._ready[shapes] = (context, outputs)
-        return self._ready[shapes]
+        needed = int(context.update_device_memory_size_for_shapes())
+        if self._scratch.numel() < needed:  # a captured graph keeps the smaller one it knows
+            self._scratch = torch.empty(needed, dtype=torch.uint8, device=self.device)
+        context.set_device_memory(self._scratch.data_ptr(), needed)
+        self._ready[shapes] = _Prepared(context, outputs, self._scratch)
+        return context, outputs
 
     def _profile(self, bound: Mapping[str, Tensor]) -> int:
         """The optimisation profile that these shapes are in."""
@@ -113,8 +136,9 @@ class TensorRTNetwork:
         )
 
     def _refit(self, weights: Path) -> None:
-        refitter = self._trt.Refitter(self._engine, self._log)
-        parser = self._trt.OnnxParserRefitter(refitter, self._log)
+        trt = self._api.module
+        refitter = trt.Refitter(self._engine, self._log)
+        parser = trt.OnnxParserRefitter(refitter, self._log)
         if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
             raise BackendError(
                 f"{self.path.name} can't take its weights from {str(weights)!r}: "
