@@ -94,7 +94,12 @@ def tensorrt(
     height: Side = None,
     width: Side = None,
     refit: Annotated[
-        bool, typer.Option("--refit", help="Weights can be exchanged; such engines are slower.")
+        bool,
+        typer.Option(
+            "--refit",
+            help="Engines take the weights of an ONNX export in their folder `onnx`, also another "
+            "model's; slower.",
+        ),
     ] = False,
     strip_weights: Annotated[
         bool,
@@ -103,7 +108,11 @@ def tensorrt(
         ),
     ] = False,
     timing_cache: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Kernel timings to read and add to.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Kernel timings to read and add to. Not for TensorRT-RTX, which has none.",
+        ),
     ] = None,
     workspace: Annotated[
         int | None, typer.Option(metavar="MB", help="Most scratch memory, in megabytes.")
@@ -129,7 +138,7 @@ def tensorrt(
         timing_cache=timing_cache,
     )
     api = api_of(flavour)
-    api.require_targets(options.sm)
+    options.require(api)
     _check(output, force=force)
     loaded = _load(model)
     with _staged(output, terminal, force=force) as place, terminal.console.status("") as status:
@@ -150,7 +159,17 @@ def tensorrt(
                 "keeps its ONNX export beside the engines; leave one out"
             )
         read_record(source).require_model(loaded, source)
-        record = build_engines(loaded, source, place, api, options, told=status.update)
+        interruption = terminal.interruption
+        with interruption.held():  # an exception must not pass through the builder
+            record = build_engines(
+                loaded,
+                source,
+                place,
+                api,
+                options,
+                told=status.update,
+                stop=lambda: interruption.asked or interruption.ended is not None,
+            )
         if onnx is None and not strip_weights:
             shutil.rmtree(source)
     _say(terminal, output, record)

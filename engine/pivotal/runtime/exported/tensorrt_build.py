@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pivotal.errors import BackendError
+from pivotal.images.writing import require_writable, write_atomically
 from pivotal.model.load import Model
 from pivotal.runtime.buckets import Buckets
 from pivotal.runtime.exported.parts import PLAIN, UNET
@@ -25,8 +26,9 @@ logger = logging.getLogger(__name__)
 class BuildOptions:
     """sm: compute capabilities, this machine's if none. buckets: batch sizes, each an optimisation
     profile of its own, as engines of dynamic batches are slower. refit: weights can be exchanged
-    (slower). strip_weights: leave weights out; implies refit. workspace: bytes of scratch memory.
-    timing_cache: a file to read and add to.
+    (slower). strip_weights: leave weights out; the engine takes its own back. workspace: bytes of
+    scratch memory. timing_cache: a file to read and add to, for TensorRT alone: TensorRT-RTX picks
+    kernels when an engine runs, not when it is built.
     """
 
     sm: tuple[str, ...] = ()
@@ -40,6 +42,20 @@ class BuildOptions:
         Buckets(self.buckets)  # raises ValueError for sizes that do not ascend
         if self.workspace is not None and self.workspace < 1:
             raise ValueError(f"workspace={self.workspace}; at least 1 byte is needed")
+
+    def require(self, api: Api) -> None:
+        """Raise ValueError for what this flavour can't do here, OutputError for a timing cache that
+        can't be written.
+        """
+        api.require_targets(self.sm)
+        if self.timing_cache is None:
+            return
+        if api.ahead_of_time:
+            raise ValueError(
+                f"timing_cache={str(self.timing_cache)!r} means nothing for {api.flavour}, which "
+                "picks kernels when an engine runs; leave it out"
+            )
+        require_writable(self.timing_cache)
 
 
 def build_engines(
@@ -59,7 +75,7 @@ def build_engines(
 
     Raises ValueError for targets or batches that can't be had, BackendError for a failed build.
     """
-    api.require_targets(options.sm)
+    options.require(api)
     onnx = read_record(source)
     if onnx.engine is not None:
         raise ValueError(f"{str(source)!r} holds engines; an ONNX export is needed to build from")
@@ -108,11 +124,15 @@ def _named(told: Callable[[str], None], name: str, phase: str) -> None:
     told(f"{name}: {phase}")
 
 
-def _timing_cache(config: Any, path: Path | None) -> Any:
-    if path is None:
-        return None
+def _timing_cache(config: Any, path: Path) -> Any:
+    """What a file holds, or an empty one, given to the builder. Raises BackendError for another
+    machine's.
+    """
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    config.set_timing_cache(cache, False)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise BackendError(
+            f"{str(path)!r} is no timing cache of this TensorRT and GPU; name another file"
+        )
     return cache
 
 
@@ -152,7 +172,8 @@ def build(
             capability = getattr(trt.ComputeCapability, f"SM{sm}")
             if not config.set_compute_capability(capability, place):
                 raise BackendError(f"{api.flavour} {api.version} can't build for sm {sm}")
-    cache = _timing_cache(config, options.timing_cache)
+    timings = options.timing_cache
+    cache: Any = None if timings is None else _timing_cache(config, timings)
     for shapes in profiles(network, profile, options.buckets, scale):
         optimisation = builder.create_optimization_profile()
         for name, (low, high) in shapes.items():
@@ -164,8 +185,8 @@ def build(
         if stop():
             raise KeyboardInterrupt
         raise BackendError(f"{api.flavour} can't build {path.name}: {log.last_error}")
-    if options.timing_cache is not None:
-        options.timing_cache.write_bytes(bytes(cache.serialize()))
+    if timings is not None:
+        write_atomically(timings, bytes(cache.serialize()))
     return bytes(plan)
 
 

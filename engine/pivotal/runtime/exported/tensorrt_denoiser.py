@@ -18,6 +18,8 @@ from pivotal.runtime.exported.record import EngineFacts, ExportRecord, read_reco
 from pivotal.runtime.exported.tensorrt_api import Api, api_of, current_sm
 from pivotal.runtime.exported.tensorrt_network import TensorRTNetwork
 
+ONNX = "onnx"  # the folder beside engines that holds the weights they are refitted with
+
 
 def tensorrt_denoiser(
     model: Model, folder: Path, *, allow_foreign: bool = False, graphs: bool = True
@@ -37,13 +39,14 @@ def tensorrt_denoiser(
             f"{str(folder)!r} holds no engines; build them: "
             f"`pivotal export tensorrt --model {model.name} --onnx {folder} -o DIR`"
         )
-    record.require_model(model, folder)
+    weights = weights_for(record, facts, folder)
+    (weights or record).require_model(model, folder)
     require_machine(record, facts, folder, current_sm(), _version(facts.flavour))
     if not allow_foreign:
         require_ours(record, folder)
-    if not facts.checked:
-        compared(model, record, folder)
-    networks = _networks(model, record, folder, facts)
+    networks = _networks(model, folder, facts, weights)
+    if weights is not None or not facts.checked:
+        _errors(model, record, facts, networks)
     denoiser: Denoiser = ExportedDenoiser(
         "tensorrt", *networks, record, folder, scale=model.autoencoder.scale
     )
@@ -63,6 +66,28 @@ def require_ours(record: ExportRecord, folder: Path) -> None:
                 f"{error}; an engine file is code, so one of another origin is loaded with "
                 "allow_foreign (--allow-foreign-engine) alone"
             ) from error
+
+
+def weights_for(record: ExportRecord, facts: EngineFacts, folder: Path) -> ExportRecord | None:
+    """The ONNX export in the folder `onnx` beside refittable engines, whose weights they take
+    instead of their own; None without one. It may be another model's, of the same architecture.
+
+    Raises BackendError where stripped engines have none, and for one that does not fit.
+    """
+    place = folder / ONNX
+    if not facts.refittable or not (facts.stripped or place.is_dir()):
+        return None
+    found = read_record(place)
+    for name in ("dtype", "prediction_type", "capacity", "family"):
+        own, other = getattr(record, name), getattr(found, name)
+        if own != other:
+            raise BackendError(
+                f"{str(place)!r} has {name} {other}, the engines beside it {own}; export a model "
+                "of the same architecture and format there"
+            )
+    for name in ("unet.weights", f"{UNET}.onnx", f"{PLAIN}.onnx"):
+        found.require_intact(place, name)
+    return found
 
 
 def require_machine(
@@ -99,7 +124,17 @@ def compared(model: Model, record: ExportRecord, folder: Path) -> ExportRecord:
     """
     facts = record.engine
     assert facts is not None
-    networks = _networks(model, record, folder, facts)
+    networks = _networks(model, folder, facts, weights_for(record, facts, folder))
+    errors = _errors(model, record, facts, networks)
+    return replace(record, errors=errors, engine=replace(facts, checked=True))
+
+
+def _errors(
+    model: Model,
+    record: ExportRecord,
+    facts: EngineFacts,
+    networks: tuple[TensorRTNetwork, TensorRTNetwork],
+) -> dict[str, float]:
     errors: dict[str, float] = {}
     for rows in facts.buckets:
         profile = replace(record.profile, rows=Span(rows, rows))
@@ -109,11 +144,11 @@ def compared(model: Model, record: ExportRecord, folder: Path) -> ExportRecord:
         for part, network in zip(parts, networks, strict=True):
             found = compare(part, network, profile)
             errors[part.name] = max(found, errors.get(part.name, 0.0))
-    return replace(record, errors=errors, engine=replace(facts, checked=True))
+    return errors
 
 
 def _networks(
-    model: Model, record: ExportRecord, folder: Path, facts: EngineFacts
+    model: Model, folder: Path, facts: EngineFacts, weights: ExportRecord | None
 ) -> tuple[TensorRTNetwork, TensorRTNetwork]:
     api = api_of(facts.flavour)
     routed, plain = (
@@ -121,7 +156,7 @@ def _networks(
             folder / f"{name}.engine",
             api,
             model.device,
-            weights=folder / "onnx" / f"{name}.onnx" if facts.stripped else None,
+            weights=None if weights is None else folder / ONNX / f"{name}.onnx",
         )
         for name in (UNET, PLAIN)
     )
