@@ -31,7 +31,20 @@ def test_examples_lie_in_the_profile_and_trace_no_single_row():
     assert shapes[0][0] >= 2
     assert len({shape[1] for shape in shapes}) == 2
     for shape in shapes:
-        profile.require(*shape, "")
+        profile.require(*shape, str)
+
+
+def test_a_batch_outside_is_refused_with_the_profile_that_holds_it():
+    profile = ShapeProfile(Span(2, 18), Span(64, 64), Span(64, 128))
+    for asked, wider in [
+        ((1, 64, 64), ShapeProfile(Span(1, 18), Span(64, 64), Span(64, 128))),
+        ((2, 96, 64), ShapeProfile(Span(2, 18), Span(64, 96), Span(64, 128))),
+        ((2, 64, 256), ShapeProfile(Span(2, 18), Span(64, 64), Span(64, 256))),
+    ]:
+        found = []
+        with pytest.raises(ValueError, match="is outside the export's profile"):
+            profile.require(*asked, lambda each: str(found.append(each)))  # noqa: B023
+        assert found == [wider]
 
 
 def test_a_profile_comes_back_from_its_record():

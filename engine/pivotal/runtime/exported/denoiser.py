@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,8 +56,12 @@ class ExportedDenoiser:
                 f"the {self.name} backend can't answer {type(query).__name__}; use torch for it"
             )
         height, width = (side * self._scale for side in query.latents.shape[-2:])
-        again = self.record.again(self.folder)
-        self.record.profile.require(query.rows, height, width, again)
+        self.record.profile.require(
+            query.rows,
+            height,
+            width,
+            lambda wider: replace(self.record, profile=wider).again(self.folder),
+        )
         inputs = self._inputs(query)
         if query.routes is None:
             (prediction,) = self._plain(inputs)

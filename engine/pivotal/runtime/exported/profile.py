@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 _SPAN = re.compile(r"(\d{1,9})(?::(\d{1,9}))?")
@@ -61,14 +61,19 @@ class ShapeProfile:
             if span.low % step or span.high % step:
                 raise ValueError(f"{name}={span}: multiples of {step} pixels are possible")
 
-    def require(self, rows: int, height: int, width: int, again: str) -> None:
-        """Raise ValueError for a batch outside the profile. again: the command that widens it."""
+    def require(
+        self, rows: int, height: int, width: int, again: Callable[[ShapeProfile], str]
+    ) -> None:
+        """Raise ValueError for a batch outside the profile. again: the command that exports anew,
+        for a profile.
+        """
         asked = {"rows": (rows, self.rows), "height": (height, self.height)}
         for name, (value, span) in {**asked, "width": (width, self.width)}.items():
             if value not in span:
+                wider = replace(self, **{name: Span(min(span.low, value), max(span.high, value))})
                 raise ValueError(
                     f"{name}={value} is outside the export's profile, {name} {span}; "
-                    f"export again with a wider one: {again}"
+                    f"export again with a wider one: {again(wider)}"
                 )
 
     def record(self) -> dict[str, str]:

@@ -39,6 +39,15 @@ class EngineFacts:
     stripped: bool  # without weights: refitted from the ONNX files when loaded
     checked: bool  # compared with torch when built, which takes a GPU
 
+    def options(self) -> str:
+        """Those of the command that builds it."""
+        given = [f" --flavour {self.flavour}"]
+        given += [f" --sm {sm}" for sm in self.sm]
+        given += [f" --bucket {rows}" for rows in self.buckets]
+        given += [" --strip-weights"] * self.stripped
+        given += [" --refit"] * (self.refittable and not self.stripped)
+        return "".join(given)
+
 
 @dataclass(frozen=True)
 class ExportRecord:
@@ -69,11 +78,13 @@ class ExportRecord:
 
     def again(self, folder: Path) -> str:
         """The command that makes this export anew."""
-        kind, more = "onnx", ""
+        sides = f" --height {self.profile.height} --width {self.profile.width}"
+        kind, more = "onnx", f" --rows {self.profile.rows}"
         if self.engine is not None:
-            kind, more = "tensorrt", "".join(f" --sm {sm}" for sm in self.engine.sm)
+            kind, more = "tensorrt", self.engine.options()
         return (
-            f"`pivotal export {kind} --model {self.model} --dtype {self.dtype}{more} -o {folder}`"
+            f"`pivotal export {kind} --model {self.model} --dtype {self.dtype}{more}{sides} "
+            f"-o {folder}`"
         )
 
     def require_model(self, model: Model, folder: Path) -> None:
