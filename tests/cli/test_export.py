@@ -23,9 +23,9 @@ def test_sizes_that_the_network_can_not_vary_by_are_refused(pivotal, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_format_that_onnx_has_no_convolution_in_is_refused(pivotal, tmp_path):
-    done = pivotal("export", "onnx", "-o", "there", "--dtype", "bfloat16", cwd=tmp_path)
-    refused(done, "dtype=bfloat16", "accepted are float32, float16")
+def test_a_format_that_is_not_exported_is_refused(pivotal, tmp_path):
+    done = pivotal("export", "onnx", "-o", "there", "--dtype", "float64", cwd=tmp_path)
+    refused(done, "dtype=float64", "accepted are float32, float16, bfloat16")
     assert not list(tmp_path.iterdir())
 
 
@@ -56,4 +56,14 @@ def test_a_gpu_that_tensorrt_rtx_does_not_build_for_is_refused(pivotal, tmp_path
         "export", "tensorrt", "--flavour", "tensorrt_rtx", "--sm", "90", "-o", "there", cwd=tmp_path
     )
     refused(done, "sm 90", "89, 120")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+def test_a_timing_cache_that_tensorrt_rtx_would_not_use_is_refused(pivotal, tmp_path):
+    done = pivotal(
+        "export", "tensorrt", "--flavour", "tensorrt_rtx", "--sm", "89", "-o", "there",
+        "--timing-cache", "timings", cwd=tmp_path,
+    )  # fmt: skip
+    refused(done, "timing_cache='timings'", "means nothing for tensorrt_rtx")
     assert not list(tmp_path.iterdir())

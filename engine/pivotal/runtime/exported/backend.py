@@ -55,6 +55,11 @@ def _onnx(model: Model, folder: Path, allow_foreign: bool) -> Denoiser:
     if allow_foreign:
         raise ValueError("allow_foreign is for TensorRT engines; leave it out")
     record = checked(model, folder)
+    if record.dtype == "bfloat16" and model.device.type == "cpu":
+        raise BackendError(
+            f"{str(folder)!r} holds bfloat16 networks, for which ONNX Runtime has no kernels on a "
+            "CPU; export in float32 or float16, or build TensorRT engines of it"
+        )
     record.require_intact(folder, "unet.weights")
     routed, plain = (
         OnnxNetwork(record.require_intact(folder, f"{name}.onnx"), model.device)

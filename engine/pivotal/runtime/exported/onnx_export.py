@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pivotal import __version__
 from pivotal.errors import BackendError
 from pivotal.model.load import Model
 from pivotal.runtime.exported.comparison import compare, example_shapes
+from pivotal.runtime.exported.float32_twin import float32_twin
 from pivotal.runtime.exported.onnx_network import OnnxNetwork
 from pivotal.runtime.exported.parts import Part, capacity_of, parts_of
 from pivotal.runtime.exported.profile import ShapeProfile
@@ -26,6 +28,8 @@ from pivotal.runtime.exported.record import ExportRecord
 logger = logging.getLogger(__name__)
 
 OPSET = 20  # the newest that both TensorRT flavours and ONNX Runtime take whole
+OPSETS = {torch.float32: OPSET, torch.float16: OPSET, torch.bfloat16: 22}
+"""By the networks' format: the first with a convolution in bfloat16 is 22."""
 _INLINE = 1024  # bytes: smaller constants stay in the graph
 Told = Callable[[str, int, int], None]
 """(what is being done, parts done, parts in all)."""
@@ -38,17 +42,20 @@ def export_onnx(
 
     The UNet comes twice on one file of weights: `unet.onnx`, with routes and word maps, and
     `unet-plain.onnx`. Weights lie beside the graphs, so that no graph passes ONNX's 2 GB.
-    Formats are the model's own: the UNet's and the text encoders' dtype, float32 for the
-    autoencoder. told: hears of each network.
+    Formats are the model's own, the autoencoder's another than the rest's. told: hears of each
+    network.
 
     Raises ValueError for sizes or formats that can't be exported, BackendError where a package is
     missing or a file differs from torch.
     """
     require_packages()
-    if model.dtype not in (torch.float32, torch.float16):
+    precision = model.precision
+    if precision.arithmetic != "plain" or not {precision.networks, precision.autoencoder} <= {
+        *OPSETS
+    }:
         raise ValueError(
-            f"dtype={str(model.dtype)[6:]} is not exported: ONNX's opset {OPSET} has no such "
-            "convolution; accepted are float32, float16"
+            f"dtype={precision.name} is not exported; accepted are "
+            f"{', '.join(str(dtype)[6:] for dtype in OPSETS)}"
         )
     parts = list(parts_of(model, profile))
     identity = {
@@ -67,7 +74,7 @@ def export_onnx(
             told(part.name, done, len(parts))
         path = folder / f"{part.name}.onnx"
         write_onnx(part, profile, path, identity)
-        errors[part.name] = compare(part, OnnxNetwork(path, torch.device("cpu")), profile)
+        errors[part.name] = checked(part, path, profile)
         logger.info("exported %s: %.1e from torch", path.name, errors[part.name])
     record = ExportRecord(
         model=model.name,
@@ -79,7 +86,7 @@ def export_onnx(
         capacity=capacity_of(model),
         versions={
             "pivotal": __version__,
-            "opset": str(OPSET),
+            "opset": str(OPSETS[model.dtype]),
             **{name: version(name) for name in ("torch", "onnx", "onnxscript", "diffusers")},
         },
         errors=errors,
@@ -116,7 +123,7 @@ def write_onnx(part: Part, profile: ShapeProfile, path: Path, metadata: dict[str
                 dynamic_shapes=part.dynamic,
                 input_names=list(inputs),
                 output_names=list(part.outputs),
-                opset_version=OPSET,
+                opset_version=OPSETS[dtype_of(part)],
                 dynamo=True,
                 optimize=False,  # ONNX Runtime and TensorRT do this themselves, in seconds
                 verbose=False,
@@ -134,6 +141,40 @@ def write_onnx(part: Part, profile: ShapeProfile, path: Path, metadata: dict[str
     _require_plain(graph, part, list(inputs))
     _save(onnx_ir, graph, path, part.weights)
     onnx.checker.check_model(str(path))
+
+
+def checked(part: Part, path: Path, profile: ShapeProfile) -> float:
+    """A file's largest difference from torch on the CPU, one in bfloat16 by its float32 twin's.
+
+    Raises BackendError for one that is too large.
+    """
+    cpu = torch.device("cpu")
+    if dtype_of(part) != torch.bfloat16:
+        return compare(part, OnnxNetwork(path, cpu), profile)
+    with TemporaryDirectory(dir=path.parent, prefix=".twin-") as place:
+        require_typed(path, Path(place))
+        return compare(part, OnnxNetwork(float32_twin(path, Path(place)), cpu), profile)
+
+
+def require_typed(path: Path, folder: Path) -> None:
+    """Infer every type and shape of a graph, as ONNX Runtime does of those that it can run.
+
+    folder: for what is inferred. Raises BackendError for a graph whose types contradict.
+    """
+    from onnx import shape_inference
+
+    inferred = folder / "inferred.onnx"
+    try:
+        shape_inference.infer_shapes_path(
+            str(path), str(inferred), check_type=True, strict_mode=True
+        )
+    except shape_inference.InferenceError as error:
+        raise BackendError(f"the types in {path.name} contradict: {error}") from error
+    inferred.unlink()
+
+
+def dtype_of(part: Part) -> torch.dtype:
+    return next(part.module.parameters()).dtype
 
 
 def _anonymous(graph: Any) -> None:

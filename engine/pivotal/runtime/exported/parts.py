@@ -95,7 +95,8 @@ class _Encoder(nn.Module):
         self.scaled = model.autoencoder.scaled
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.scaled(self.network.encode(images).latent_dist.mode())
+        mean = self.network.encode(images.to(self.network.dtype)).latent_dist.mode()
+        return self.scaled(mean.float())
 
 
 class _Decoder(nn.Module):
@@ -107,8 +108,9 @@ class _Decoder(nn.Module):
         self.unscaled = model.autoencoder.unscaled
 
     def forward(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.network.decode(self.unscaled(latents)).sample
-        return images
+        unscaled = self.unscaled(latents).to(self.network.dtype)
+        images: Tensor = self.network.decode(unscaled).sample
+        return images.float()
 
 
 class _Text(nn.Module):
