@@ -1,78 +1,147 @@
-"""A small UNet, its export to ONNX, and denoisers on both."""
+"""Tiny models of every family, their exports to ONNX, and denoisers on both."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
+from pivotal.model.families import Architecture, Family
+from pivotal.model.load import Model, load
 from pivotal.model.unet import RoutedUNet
 from pivotal.runtime.buckets import BucketedDenoiser, Buckets
-from pivotal.runtime.exported.comparison import compare
 from pivotal.runtime.exported.denoiser import ExportedDenoiser
-from pivotal.runtime.exported.onnx_export import write_onnx
+from pivotal.runtime.exported.onnx_export import checked, write_onnx
 from pivotal.runtime.exported.onnx_network import OnnxNetwork
-from pivotal.runtime.exported.parts import unet_parts
+from pivotal.runtime.exported.parts import capacity_of, unet_parts
 from pivotal.runtime.exported.profile import ShapeProfile, Span
-from pivotal.runtime.exported.record import Capacity, ExportRecord
+from pivotal.runtime.exported.record import ExportRecord
 from pivotal.runtime.torch_denoiser import TorchDenoiser
 
-LENGTH, COLUMNS, ROWS, SIDE = 7, 16, 6, 8
+LENGTH, WIDTH, COLUMNS, ROWS = 7, 16, 16, 6
+SIDE, SCALE = 8, 2  # of the latents, and pixels per latent
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.003,  # where little noise is left, rounding errors do not grow
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
+UNET = {
+    "sample_size": SIDE,
+    "block_out_channels": (16,),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": 2,
+    "norm_num_groups": 8,
+}
+SD2 = {"use_linear_projection": True, "upcast_attention": True}
+SDXL = {
+    "block_out_channels": (16, 16),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 12,
+}
+
+
+def text_encoder(width, **more):
+    return {
+        "vocab_size": 64,
+        "max_position_embeddings": LENGTH,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 2,  # as published; the largest id is then the end
+        "projection_dim": width,
+        **more,
+    }
+
+
+def tiny_family(name, unet, encoders, prediction_type="epsilon", **more):
+    autoencoder = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": SIDE * SCALE,
+        "scaling_factor": 0.5,
+    }
+    scheduler = {**SCHEDULER, "prediction_type": prediction_type}
+    return Family(
+        name,
+        f"tiny {name}",
+        SCALE,
+        (SIDE * SCALE, SIDE * SCALE),
+        self_injection_downscale=1,
+        architecture=Architecture({**UNET, **unet}, autoencoder, tuple(encoders), scheduler),
+        **more,
+    )
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        tiny_family("sd1", {}, [text_encoder(WIDTH)], word_map_downscale=1),
+        tiny_family("sd2", SD2, [text_encoder(WIDTH)], "v_prediction", word_map_downscale=1),
+        tiny_family(
+            "sdxl",
+            SDXL,
+            [text_encoder(4), text_encoder(12)],
+            word_map_downscale=2,
+            time_ids=True,
+        ),
+    )
+}
 
 
 @pytest.fixture(scope="session")
-def small_unet():
-    """`small_unet(sdxl=False)`: four transformer blocks that heed prompts, float32."""
+def tiny_model():
+    """`tiny_model(family, dtype="float32", device="cpu")`: random weights that heed prompts."""
 
-    def make(*, sdxl=False):
-        torch.manual_seed(0)
-        more = {}
-        if sdxl:
-            more = {
-                "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 6 * 8 + 12,
-            }
-        unet = UNet2DConditionModel(
-            sample_size=SIDE,
-            block_out_channels=(16,),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D",),
-            up_block_types=("CrossAttnUpBlock2D",),
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            norm_num_groups=8,
-            **more,
-        )
-        with torch.no_grad():
-            for name, module in unet.named_modules():
-                if name.endswith(".attn2"):
-                    for layer in (module.to_q, module.to_k, module.to_v, module.to_out[0]):
-                        layer.weight.mul_(4)
-            unet.conv_out.weight.mul_(0.5)
-        return RoutedUNet(unet.eval(), word_map_downscale=1).requires_grad_(False)
+    def make(family="sd1", dtype="float32", device="cpu"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pivotal.model.load.FAMILIES", FAMILIES)
+            return load(f"random:{family}", dtype=dtype, device=device)
 
     return make
 
 
 @dataclass
 class Export:
-    unet: RoutedUNet
+    model: Model
     folder: Path
     record: ExportRecord
     parts: list
 
+    @property
+    def unet(self) -> RoutedUNet:
+        return self.model.unet
+
     def torch(self):
-        return TorchDenoiser(self.unet, "epsilon")
+        return TorchDenoiser(self.unet, self.record.prediction_type)
+
+    @cached_property
+    def networks(self):
+        cpu = torch.device("cpu")
+        paths = [self.folder / f"{part.name}.onnx" for part in self.parts]
+        return [OnnxNetwork(path, cpu, threads=1) for path in paths]
 
     def exported(self):
         """The denoiser on the files alone, which takes what the profile does."""
-        networks = [
-            OnnxNetwork(self.folder / f"{part.name}.onnx", torch.device("cpu"), threads=1)
-            for part in self.parts
-        ]
-        return ExportedDenoiser("onnx", *networks, self.record, self.folder, scale=1)
+        return ExportedDenoiser("onnx", *self.networks, self.record, self.folder, scale=SCALE)
 
     def onnx(self):
         """As an engine has it: in buckets."""
@@ -82,31 +151,39 @@ class Export:
 
 @pytest.fixture(scope="session")
 def export_unet(tmp_path_factory):
-    """`export_unet(unet, profile=..)`: both its graphs on disk, each compared with torch."""
+    """`export_unet(model, profile=..)`: both of its UNet's graphs on disk, each compared with
+    torch.
+    """
 
-    def make(unet, profile=None):
-        fixed = Span(SIDE, SIDE)
+    def make(model, profile=None):
+        fixed = Span(SIDE * SCALE, SIDE * SCALE)
         profile = profile or ShapeProfile(Span(1, ROWS), fixed, fixed)
         folder = tmp_path_factory.mktemp("export")
-        layers = len(unet.self_layers), len(unet.cross_layers)
-        capacity = Capacity(LENGTH, COLUMNS, *layers)
-        parts = list(unet_parts(unet, capacity, profile, 1, 1))
+        unit = SCALE * 2 ** (len(model.unet.unet.config.block_out_channels) - 1)
+        parts = list(unet_parts(model.unet, capacity_of(model), profile, SCALE, unit))
         errors = {}
         for part in parts:
             path = folder / f"{part.name}.onnx"
             write_onnx(part, profile, path, {"pivotal.model": "small"})
-            network = OnnxNetwork(path, torch.device("cpu"), threads=1)
-            errors[part.name] = compare(part, network, profile)
-        dtype = str(next(unet.parameters()).dtype).removeprefix("torch.")
+            errors[part.name] = checked(part, path, profile)
         record = ExportRecord(
-            "small", "sd1", "f" * 64, dtype, "epsilon", profile, capacity, {}, errors, {}
+            model.name,
+            model.family.name,
+            model.fingerprint,
+            str(model.dtype).removeprefix("torch."),
+            model.levels.config.prediction_type,
+            profile,
+            capacity_of(model),
+            {},
+            errors,
+            {},
         ).with_digests(folder)
         record.write(folder)
-        return Export(unet, folder, record, parts)
+        return Export(model, folder, record, parts)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def small(small_unet, export_unet):
-    return export_unet(small_unet())
+def small(tiny_model, export_unet):
+    return export_unet(tiny_model())

@@ -1,9 +1,15 @@
 """The bundled model, whole: exported, and the same inversion edited in torch and outside it."""
 
+import contextlib
+import shlex
 from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from pivotal.cli import main
 from pivotal.engine import Engine
 from pivotal.errors import BackendError
 from pivotal.inversion_file import read_inversion, write_inversion
@@ -85,7 +91,7 @@ def test_null_text_is_refused_by_onnx_and_done_by_onnx_with_torch(engines, expor
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_engines_for_two_gpus_are_built_from_the_same_files(exported, tmp_path):
-    options = BuildOptions(sm=("89", "120"), buckets=(4,))
+    options = BuildOptions(sm=("89", "120"), buckets=(2, 4))
     record = build_engines(load("shapes"), exported, tmp_path, api_of("tensorrt_rtx"), options)
     for name in record.files:
         plan = (tmp_path / name).read_bytes()
@@ -93,10 +99,28 @@ def test_engines_for_two_gpus_are_built_from_the_same_files(exported, tmp_path):
         assert b"sm120" in plan
 
 
-def test_sd15s_architecture_is_exported(tmp_path):
-    """Minutes and 7 GB of memory: the UNet, the autoencoder and the text encoder at 512 pixels."""
-    model = load("random:sd1")
-    fixed = Span(512, 512)
-    record = export_onnx(model, ShapeProfile(Span(2, 2), fixed, fixed), tmp_path)
-    assert max(record.errors.values()) < 1e-4
-    assert (tmp_path / "unet.weights").stat().st_size > 3 * 10**9  # over ONNX's own limit
+README = (Path(__file__).parents[3] / "README.md").read_text()
+
+
+def test_the_demos_scene_that_torch_inverted_is_edited_by_the_commands_of_the_readme(
+    exported, tmp_path, monkeypatch
+):
+    section = README.split("## Outside PyTorch")[1].split("\n## ")[0]
+    edit = shlex.split(next(line for line in section.splitlines() if "--backend onnx" in line))
+    assert edit[:3] == ["pivotal", "edit", "out/demo/scene.safetensors"]
+    monkeypatch.setenv("PIVOTAL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "shapes-onnx").symlink_to(exported)
+    outside = edit[edit.index("--backend") :]
+    with contextlib.chdir(tmp_path):
+        call("demo", "--steps", "2", "-o", "out/demo")
+        call(*edit[1:], "-o", "onnx.png")
+        call(*[word for word in edit[1:] if word not in outside], "-o", "torch.png")
+        mine, torchs = (np.asarray(Image.open(f"{name}.png")) for name in ("onnx", "torch"))
+    assert np.abs(mine.astype(int) - torchs).max() <= 1
+    assert mine.std() > 10  # a picture
+
+
+def call(*words):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert not stop.value.code

@@ -1,5 +1,6 @@
 """TensorRT engines: built for GPUs that are not here, and refused where they do not fit."""
 
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,14 @@ from pivotal.errors import BackendError
 from pivotal.runtime.exported.profile import ShapeProfile, Span
 from pivotal.runtime.exported.record import EngineFacts
 from pivotal.runtime.exported.tensorrt_api import FLAVOURS, Api, api_of, current_sm
-from pivotal.runtime.exported.tensorrt_build import BuildOptions, build, build_engines, profiles
-from pivotal.runtime.exported.tensorrt_denoiser import require_machine, require_ours
+from pivotal.runtime.exported.tensorrt_build import (
+    BuildOptions,
+    _timing_cache,
+    build,
+    build_engines,
+    profiles,
+)
+from pivotal.runtime.exported.tensorrt_denoiser import require_machine, require_ours, weights_for
 from pivotal.runtime.exported.tensorrt_network import TensorRTNetwork
 
 rtx = pytest.mark.skipif(
@@ -25,16 +32,11 @@ FACTS = EngineFacts("tensorrt_rtx", "1.7", ("89", "120"), (2, 4), False, False, 
 @rtx
 def test_one_engine_is_built_for_two_gpus_without_either(small, tmp_path):
     phases = []
-    model = SimpleNamespace(
-        autoencoder=SimpleNamespace(scale=1), device=torch.device("cpu"), unet=small.unet
-    )
-    options = BuildOptions(
-        sm=("89", "120"), buckets=(2, 4), workspace=2**28, timing_cache=tmp_path / "timings"
-    )
+    options = BuildOptions(sm=("89", "120"), buckets=(2,), workspace=2**28)
     folder = tmp_path / "engines"
     folder.mkdir()
     record = build_engines(
-        model, small.folder, folder, api_of("tensorrt_rtx"), options, told=phases.append
+        small.model, small.folder, folder, api_of("tensorrt_rtx"), options, told=phases.append
     )
     assert record.engine.sm == ("89", "120")
     assert record.engine.version == api_of("tensorrt_rtx").version
@@ -59,7 +61,7 @@ def test_a_build_that_is_stopped_leaves_no_engine(small):
         build(
             small.folder / "unet-plain.onnx",
             small.record.profile,
-            1,
+            2,
             api_of("tensorrt_rtx"),
             BuildOptions(sm=("89",), buckets=(2,)),
             stop=lambda: True,
@@ -102,7 +104,12 @@ def test_each_bucket_is_a_profile_whose_rows_are_fixed_and_whose_sides_may_vary(
     ("sm", "version", "sentence"),
     [
         (None, "1.7", "no CUDA device here"),
-        ("86", "1.7", "this GPU is sm 86; build again: `pivotal export tensorrt .* --sm 86 -o"),
+        (
+            "86",
+            "1.7",
+            "this GPU is sm 86; build again: `pivotal export tensorrt .* --flavour tensorrt_rtx "
+            "--sm 86 --bucket 2 --bucket 4 --height 16 --width 16 -o",
+        ),
         ("89", "1.8", "1.8 is installed; build again: `pivotal export tensorrt"),
         ("89", None, r"pip install 'pivotal\[tensorrt-rtx\]'"),
     ],
@@ -149,23 +156,103 @@ def test_build_options_are_checked_when_made():
         BuildOptions(workspace=0)
 
 
+def test_engines_take_other_weights_only_where_refittable_and_of_their_architecture(
+    small, tmp_path
+):
+    record = replace(small.record, engine=FACTS)
+    refittable = replace(FACTS, refittable=True)
+    assert weights_for(record, refittable, tmp_path) is None  # they have their own
+    with pytest.raises(BackendError, match="holds no export that can be read"):
+        weights_for(record, replace(refittable, stripped=True), tmp_path)
+    onnx = shutil.copytree(small.folder, tmp_path / "onnx")
+    assert weights_for(record, FACTS, tmp_path) is None
+    other = replace(small.record, fingerprint="0" * 64)
+    other.write(onnx)
+    assert weights_for(record, refittable, tmp_path) == other
+    replace(other, prediction_type="sample").write(onnx)
+    with pytest.raises(BackendError, match="prediction_type sample, the engines beside it epsilon"):
+        weights_for(record, refittable, tmp_path)
+    other.write(onnx)
+    with (onnx / "unet.weights").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BackendError, match="not the file that was exported"):
+        weights_for(record, refittable, tmp_path)
+
+
+class Timings:
+    """What TensorRT's builder config does with a timing cache."""
+
+    def __init__(self, taken=True):
+        self.taken, self.given = taken, None
+
+    def create_timing_cache(self, content):
+        self.given = content
+        return SimpleNamespace(serialize=lambda: content + b"more")
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        assert ignore_mismatch is False
+        return self.taken
+
+
+def test_a_timing_cache_is_read_where_there_is_one_and_refused_where_it_is_anothers(tmp_path):
+    config = Timings()
+    _timing_cache(config, tmp_path / "none")
+    assert config.given == b""
+    (tmp_path / "some").write_bytes(b"timed")
+    assert _timing_cache(config, tmp_path / "some").serialize() == b"timedmore"
+    with pytest.raises(BackendError, match="no timing cache of this TensorRT and GPU"):
+        _timing_cache(Timings(taken=False), tmp_path / "some")
+
+
+def test_a_timing_cache_is_checked_before_anything_is_exported(tmp_path):
+    cache = BuildOptions(sm=("89",), timing_cache=tmp_path / "timings")
+    with pytest.raises(ValueError, match="means nothing for tensorrt_rtx"):
+        cache.require(Api("tensorrt_rtx", None))
+
+
 @pytest.mark.gpu
-def test_an_engine_answers_as_torch_does(small, tmp_path):
-    """On a GPU that an installed flavour builds for."""
+def test_calls_on_two_streams_and_in_two_sizes_do_not_touch_each_other(small, tmp_path):
+    """Contexts share scratch memory; each answer must be the one its own call would get alone."""
+    network, part = gpu_network(small, tmp_path, buckets=(2, 4)), small.parts[0]
+    asked = [
+        {name: value.cuda() for name, value in part.inputs(rows, 16, 16, rows).items()}
+        for rows in (2, 4)
+    ]
+    alone = [[each.clone() for each in network(inputs)] for inputs in asked]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in asked]
+    for _ in range(20):
+        found = []
+        for stream, inputs in zip(streams, asked, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(network(inputs))
+        torch.cuda.synchronize()
+        for mine, expected in zip(found, alone, strict=True):
+            for one, other in zip(mine, expected, strict=True):
+                assert torch.equal(one, other)
+    scratch = {each.scratch.data_ptr() for each in network._ready.values()}
+    assert len(scratch) <= 2
+
+
+def gpu_network(small, folder, buckets):
+    """The UNet with routes as an engine for this machine's GPU."""
     try:
         api = api_of()
         api.require_targets(())
     except (BackendError, ValueError) as error:
         pytest.skip(str(error))
-    device = torch.device("cuda")
-    options = BuildOptions(sm=(current_sm(),), buckets=(2,))
-    for part in small.parts:
-        plan = build(small.folder / f"{part.name}.onnx", small.record.profile, 1, api, options)
-        (tmp_path / f"{part.name}.engine").write_bytes(plan)
-        network = TensorRTNetwork(tmp_path / f"{part.name}.engine", api, device)
-        inputs = part.inputs(2, 8, 8, 5)
-        expected = part.module(**inputs)
-        found = network({name: value.to(device) for name, value in inputs.items()})
-        torch.cuda.synchronize()
-        for mine, torchs in zip(found, expected, strict=True):
-            assert (mine.cpu() - torchs).abs().max() < 2e-2 * torchs.abs().max()  # TF32
+    options = BuildOptions(sm=(current_sm(),), buckets=buckets)
+    path = folder / "unet.engine"
+    path.write_bytes(build(small.folder / "unet.onnx", small.record.profile, 2, api, options))
+    return TensorRTNetwork(path, api, torch.device("cuda"))
+
+
+@pytest.mark.gpu
+def test_an_engine_answers_as_torch_does(small, tmp_path):
+    network, part = gpu_network(small, tmp_path, buckets=(2,)), small.parts[0]
+    inputs = part.inputs(2, 16, 16, 5)
+    expected = part.module(**inputs)
+    found = network({name: value.cuda() for name, value in inputs.items()})
+    torch.cuda.synchronize()
+    for mine, torchs in zip(found, expected, strict=True):
+        assert (mine.cpu() - torchs).abs().max() < 2e-2 * torchs.abs().max()  # TF32

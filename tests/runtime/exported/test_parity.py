@@ -1,0 +1,112 @@
+"""Every backend against eager torch: what a user gets, in latents and in decibels."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from pivotal.engine import Engine
+from pivotal.runtime.buckets import Buckets
+from pivotal.runtime.compiled_denoiser import CompiledDenoiser
+from pivotal.runtime.compiled_unet import CompileOptions
+from pivotal.runtime.exported.backend import denoiser_of
+from pivotal.runtime.exported.tensorrt_api import api_of, current_sm
+from pivotal.runtime.exported.tensorrt_build import BuildOptions, build_engines
+
+SOURCE, TARGET = "a red star", "a blue star"
+ALLOWED = {
+    # of the largest latent, after all steps; decibels of all latents
+    "float32": (1e-4, 80),
+    "float16": (2e-2, 45),
+    "bfloat16": (1e-1, 25),
+}
+CASES = [
+    pytest.param("onnx", "float32", "cpu"),
+    pytest.param("onnx", "float16", "cpu", marks=pytest.mark.slow),
+    pytest.param("compiled", "float32", "cpu", marks=pytest.mark.slow),
+    pytest.param("compiled", "bfloat16", "cpu", marks=pytest.mark.slow),
+    *[
+        pytest.param(backend, dtype, "cuda", marks=pytest.mark.gpu)
+        for backend in ("onnx", "compiled", "tensorrt")
+        for dtype in ALLOWED
+        if (backend, dtype) != ("onnx", "bfloat16")
+    ],
+]
+
+
+def compiled(engine):
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("compiling for a CPU needs g++")
+    return CompiledDenoiser(engine.denoiser, CompileOptions(Buckets((4,))))
+
+
+def tensorrt(model, onnx, folder):
+    try:
+        api = api_of()
+        api.require_targets(())
+    except Exception as error:
+        pytest.skip(str(error))
+    build_engines(model, onnx, folder, api, BuildOptions(sm=(current_sm(),), buckets=(2, 4)))
+    return denoiser_of("tensorrt", model, folder, pytest.fail)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model, small, export_unet, tmp_path_factory):
+    """`made(backend, dtype, device)`: eager torch and that backend, as engines on one model."""
+    known = {}
+
+    def make(backend, dtype, device):
+        key = (backend, dtype, device)
+        if key not in known:
+            model = tiny_model("sd1", dtype, device)
+            eager = Engine(model)
+            if backend == "compiled":
+                other = compiled(eager)
+            else:
+                of_cpu = (dtype, device) == ("float32", "cpu")
+                folder = (small if of_cpu else export_unet(model)).folder
+                other = (
+                    tensorrt(model, folder, tmp_path_factory.mktemp("engines"))
+                    if backend == "tensorrt"
+                    else denoiser_of(backend, model, folder, pytest.fail)
+                )
+            known[key] = eager, Engine(model, other)
+        return known[key]
+
+    return make
+
+
+def agree(mine, torchs, dtype):
+    largest, decibels = ALLOWED[dtype]
+    error = (mine - torchs).double()
+    assert error.abs().max() <= largest * torchs.abs().max()
+    power = torchs.double().square().mean()
+    assert 10 * (power / error.square().mean().clamp(min=1e-30)).log10() >= decibels
+
+
+@pytest.fixture(scope="module")
+def picture():
+    generator = torch.Generator().manual_seed(4)
+    return torch.rand(3, 16, 16, generator=generator)
+
+
+@pytest.mark.parametrize(("backend", "dtype", "device"), CASES)
+def test_inversion_edit_with_local_blend_and_guided_sample_are_eagers(
+    made, picture, backend, dtype, device
+):
+    eager, other = made(backend, dtype, device)
+    asked = {"method": "ddim", "num_inference_steps": 3}
+    noises = [each.invert(picture, SOURCE, **asked).inverted.noise for each in (other, eager)]
+    agree(*noises, dtype)
+    inversion = eager.invert(picture, SOURCE, method="direct", num_inference_steps=3)
+    mine, torchs = (each.edit(inversion, TARGET, blend=("star",)) for each in (other, eager))
+    agree(mine.latents, torchs.latents, dtype)
+    assert mine.touched == torchs.touched
+    unedited = eager.edit(inversion, TARGET, cross_replace_steps=0.0, self_replace_steps=0.0)
+    assert (unedited.latents - torchs.latents).abs().max() > 10 * ALLOWED["float32"][0]
+    samples = [
+        each.generate(TARGET, num_inference_steps=3, seed=3, output_type="latent").images
+        for each in (other, eager)
+    ]
+    agree(*samples, dtype)
