@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pivotal.errors import BackendError
 from pivotal.runtime.exported.tensorrt_api import Api
+from pivotal.runtime.stream_order import StreamOrder
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -61,7 +62,7 @@ class TensorRTNetwork:
         self._ready: dict[Shapes, _Prepared] = {}
         self._scratch = torch.empty(0, dtype=torch.uint8, device=device)
         self._turn = threading.Lock()
-        self._ended = torch.cuda.Event()
+        self._order = StreamOrder(device)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Raises ValueError for inputs that are not the engine's, BackendError for a failed run."""
@@ -73,11 +74,8 @@ class TensorRTNetwork:
             name: inputs[name].detach().to(self.device, dtype, non_blocking=True).contiguous()
             for name, dtype in self._inputs.items()
         }
-        with self._turn, torch.cuda.device(self.device):
+        with self._turn, torch.cuda.device(self.device), self._order.turn():
             stream = torch.cuda.current_stream(self.device)
-            alone = not torch.cuda.is_current_stream_capturing()
-            if alone:
-                stream.wait_event(self._ended)
             context, outputs = self._prepared(bound, stream)
             for name, tensor in bound.items():
                 context.set_tensor_address(name, tensor.data_ptr())
@@ -85,10 +83,7 @@ class TensorRTNetwork:
                 raise BackendError(f"{self.path.name} failed: {self._log.last_error}")
             for tensor in bound.values():
                 tensor.record_stream(stream)  # not freed before the engine has read it
-            copies = tuple(tensor.clone() for tensor in outputs)
-            if alone:
-                self._ended.record(stream)
-            return copies
+            return tuple(tensor.clone() for tensor in outputs)
 
     def _prepared(
         self, bound: Mapping[str, Tensor], stream: torch.cuda.Stream
