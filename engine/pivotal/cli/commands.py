@@ -66,11 +66,11 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     explain.explain,
     compare.compare,
     methods.methods,
-    models.models,
     plan.plan,
 )
 for _each in _COMMANDS:
     command(app)(_each)
+app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 app.add_typer(export.app, name="export")
 app.add_typer(bench.app, name="bench")

@@ -113,7 +113,7 @@ def load(
     loras = [Lora.of(each) for each in _several(lora)]
     embeddings = [Embedding.of(each) for each in _several(embedding)]
     known = family_named(family) if isinstance(family, str) else family
-    name, found = _located(source, variant, revision, local_files_only, known, prediction_type)
+    name, found = located(source, variant, revision, local_files_only, known, prediction_type)
     if tokenizer is not None and not isinstance(found, SingleFile):
         raise ValueError(f"tokenizer={str(tokenizer)!r} means nothing for {name!r}; leave it out")
     own = None if vae is None else _own_autoencoder(Path(vae), found, *place)
@@ -142,21 +142,30 @@ def described(
     variant: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    family: str | None = None,
+    prediction_type: str | None = None,
 ) -> tuple[Family, Mapping[str, Config]]:
     """A model's family and its config files by component; no weights are read.
 
     Arguments and errors as `load`'s.
     """
-    _, found = _located(source, variant, revision, local_files_only, None, None)
+    known = None if family is None else family_named(family)
+    _, found = located(source, variant, revision, local_files_only, known, prediction_type)
+    return configs_of(found, known)
+
+
+def configs_of(
+    found: ModelFolder | SingleFile | tuple[Family, int], family: Family | None = None
+) -> tuple[Family, Mapping[str, Config]]:
+    """The family and the configs of what was located."""
     if isinstance(found, SingleFile):
         return found.family, found.configs
     if isinstance(found, ModelFolder):
-        return family_of(found.configs["unet"]), found.configs
-    family, _ = found
-    published = family.architecture
+        return family_of(found.configs["unet"], family), found.configs
+    published = found[0].architecture
     assert published is not None
     encoders = zip(("text_encoder", "text_encoder_2"), published.text_encoders, strict=False)
-    return family, {
+    return found[0], {
         "unet": empty_unet(published.unet).config,
         "vae": published.autoencoder,
         "scheduler": published.scheduler,
@@ -164,15 +173,18 @@ def described(
     }
 
 
-def _located(
+def located(
     source: str | Path,
-    variant: str | None,
-    revision: str | None,
-    local_files_only: bool,
-    family: Family | None,
-    prediction_type: str | None,
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    family: Family | None = None,
+    prediction_type: str | None = None,
 ) -> tuple[str, ModelFolder | SingleFile | tuple[Family, int]]:
-    """The model's name, and its folder, its file, or the family and seed of random weights."""
+    """The model's name, and its folder, its file, or the family and seed of random weights.
+
+    Arguments and errors as `load`'s; no weights are read.
+    """
     name = str(source)
     if name.startswith("random:"):
         named = family if family is None else family.name
