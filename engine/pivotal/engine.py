@@ -77,13 +77,16 @@ class Engine:
         serving: Serving | None = None,
         memory_limit: int | Literal["auto"] | None = "auto",
         gradient_checkpointing: bool = False,
+        batch_invariant: bool = False,
     ) -> None:
         self.model = model
         model.unet.checkpoint_gradients(gradient_checkpointing)
         self.denoiser = denoiser or torch_denoiser(model, _decoder(model))
         self.cache = cache
         planner = Planner.of(model, memory_limit, gradient_checkpointing=gradient_checkpointing)
-        self._runner = Runner(model, self.denoiser, serving, planner)
+        self._runner = Runner(
+            model, self.denoiser, serving, planner, batch_invariant=batch_invariant
+        )
         weakref.finalize(self, self._runner.service.close, wait=False).atexit = False
 
     @classmethod
@@ -100,6 +103,8 @@ class Engine:
         allow_foreign: bool = False,
         compile: bool | CompileOptions = False,
         attention: Impl = "auto",
+        tiled_vae: bool = False,
+        batch_invariant: bool = False,
         **options: Any,
     ) -> Engine:
         """`model`: "shapes" (bundled), a diffusers folder, a hub id, or "random:<family>".
@@ -112,12 +117,17 @@ class Engine:
         which "+torch" leaves gradients to. allow_foreign: see `runtime.exported.backend`.
         compile: run torch's UNet compiled; what is first asked then takes minutes (`warm_up`).
         attention: what runs routed cross-attention, see `pivotal_kernels.routed_attention`.
+        tiled_vae: encode and decode pictures of over 64 latents a side in tiles, in little
+        memory, three times as slowly and a little differently (see `model.tiling`).
+        batch_invariant: a result is bit for bit the same whatever shares its call or batch, at the
+        cost of batches: rows go through the networks one by one, an edit's with its source's.
         options: device, dtype, variant, revision, local_files_only, family, prediction_type,
         tokenizer, vae, lora, embedding, as `model.load.load`.
         """
         start = time.perf_counter()
         loaded = load(model, **options)
         loaded.unet.use_attention(attention)
+        loaded.autoencoder.tiled = tiled_vae
         in_torch = partial(
             torch_denoiser, loaded, _decoder(loaded), compile_options(compile, attention, backend)
         )
@@ -128,6 +138,7 @@ class Engine:
             serving=serving,
             memory_limit=memory_limit,
             gradient_checkpointing=gradient_checkpointing,
+            batch_invariant=batch_invariant,
         )
         engine._runner.load_seconds = time.perf_counter() - start
         return engine
@@ -237,7 +248,10 @@ class Engine:
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
     ) -> list[Inversion]:
-        """Invert several images at once in shared batches; each as `invert` would alone.
+        """Invert several images at once in shared batches; each as `invert` would alone, but for
+        rounding: in float32 to a thousandth of the noise's deviation, in the batch-invariant mode
+        exactly. Their sizes may differ. Frames of a sequence share noise: a method that draws it
+        draws the same for every image, from its option `seed`.
 
         prompts: one for each image, or one text for all. max_rows: the most rows in one UNet
         batch, which is what takes memory; None for no limit. on_progress is told of the image

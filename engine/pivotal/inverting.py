@@ -167,7 +167,7 @@ class _Run:
                 "noise_std_ratio": noise_std_ratio(inverted.noise, grid.levels[-1]),
                 "device": str(model.device),
                 "dtype": runner.dtype_name,
-                "precision": model.precision.record(),
+                "precision": runner.numerics,
                 **runner.ran_on(self.overflows),
             },
         )
@@ -193,7 +193,7 @@ def _from_cache(
             method=settings.method.name,
             options=asdict(settings.options),
             dtype=runner.dtype_name,
-            precision=runner.model.precision.record(),
+            precision=runner.numerics,
         )
     )
     if kept is None:

@@ -47,7 +47,11 @@ class Planner:
             config: Any = encoder.config
             configs[name] = config.to_dict()
         networks = NetworkMemory(
-            configs, model.family, model.precision, gradient_checkpointing=gradient_checkpointing
+            configs,
+            model.family,
+            model.precision,
+            gradient_checkpointing=gradient_checkpointing,
+            tiled_autoencoder=model.autoencoder.tiled,
         )
         return Planner(networks, limit)
 

@@ -63,7 +63,8 @@ def replay(
     max_rows = runner.rows_that_fit(
         lambda planner: planner.sampling(
             what, size, rows=rows, least=rows, guided=guidance_scale != 1
-        )
+        ),
+        tied=rows,
     )
     runner.run([job], watch.cancellation, max_rows=max_rows)
     require_finite(job.result(), name)
@@ -161,7 +162,8 @@ def _targets_at_once(runner: Runner, size: tuple[int, int], targets: int) -> int
     what = f"editing a picture of {size[0]} x {size[1]}"
     most = min(targets, TARGETS_AT_ONCE)
     rows = runner.rows_that_fit(
-        lambda planner: planner.sampling(what, size, rows=1 + most, least=2, guided=False)
+        lambda planner: planner.sampling(what, size, rows=1 + most, least=2, guided=False),
+        tied=2,
     )
     return most if rows is None else rows - 1
 

@@ -121,8 +121,11 @@ class Runner:
         denoiser: Denoiser,
         serving: Serving | None = None,
         planner: Planner | None = None,
+        *,
+        batch_invariant: bool = False,
     ) -> None:
         self.model = model
+        self.batch_invariant = batch_invariant
         self.denoiser = denoiser
         self.planner = planner or Planner.of(model, None)
         self.layers = Layers(
@@ -144,6 +147,13 @@ class Runner:
         return self.model.precision.name
 
     @property
+    def numerics(self) -> dict[str, Any]:
+        """All that decides how results are rounded."""
+        chosen = {"tiled_autoencoder": self.model.autoencoder.tiled}
+        chosen["batch_invariant"] = self.batch_invariant
+        return {**self.model.precision.record(), **{k: v for k, v in chosen.items() if v}}
+
+    @property
     def overflows(self) -> dict[str, int]:
         """UNet rows since the model was loaded that were asked again in float32 as they held NaN or
         infinity, and those of them that did so then too.
@@ -160,14 +170,18 @@ class Runner:
         }
 
     def rows_that_fit(
-        self, plan: Callable[[Planner], MemoryPlan], max_rows: int | None = None
+        self,
+        plan: Callable[[Planner], MemoryPlan],
+        max_rows: int | None = None,
+        *,
+        tied: int = 1,
     ) -> int | None:
-        """max_rows, or fewer where memory is limited. Raises MemoryLimitError for a job that does
-        not fit.
+        """max_rows, or fewer where memory is limited; in the batch-invariant mode as few as an edit
+        ties together. Raises MemoryLimitError for a job that does not fit.
         """
-        if self.planner.limit is None:
-            return max_rows
-        return min(plan(self.planner).require(), max_rows or sys.maxsize)
+        if self.planner.limit is not None:
+            max_rows = min(plan(self.planner).require(), max_rows or sys.maxsize)
+        return tied if self.batch_invariant else max_rows
 
     def checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) in pixels, the model's default for None.
@@ -234,8 +248,10 @@ class Runner:
 
     def encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
         """Conditioning of B prompts for pictures of `size`, on the model's device."""
+        groups = [[each] for each in prompts] if self.batch_invariant else [prompts]
         with self._coding.take(self._either()), torch.no_grad():
-            return self.model.text.encode(prompts, size).to(self.model.device)
+            found = [self.model.text.encode(group, size) for group in groups]
+            return Conditioning.cat(found).to(self.model.device)
 
     def encode_picture(self, pixels: Pixels) -> Tensor:
         """A picture, uint8 [H, W, 3], to latents [1, C, h, w] float32 on the model's device."""

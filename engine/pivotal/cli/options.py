@@ -172,6 +172,23 @@ class ModelOptions:
         ),
     ] = "auto"
 
+    tiled_vae: Annotated[
+        bool,
+        typer.Option(
+            "--tiled-vae",
+            help="Encode and decode large pictures in tiles: less memory, three times as slow.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Results that are bit for bit the same in any company; slower.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+
     def bytes_allowed(self) -> int | None:
         if self.memory_limit is None:
             return None
@@ -198,6 +215,8 @@ class ModelOptions:
             gradient_checkpointing=self.gradient_checkpointing,
             allow_foreign=self.allow_foreign_engine,
             compile=self.compile,
+            tiled_vae=self.tiled_vae,
+            batch_invariant=self.batch_invariant,
             attention=cast("Impl", self.attention_impl),  # checked where it is used
         )
 

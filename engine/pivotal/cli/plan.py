@@ -48,6 +48,7 @@ def plan(
         family,
         precision_of(model.dtype),
         gradient_checkpointing=model.gradient_checkpointing,
+        tiled_autoencoder=model.tiled_vae,
     )
     pixels = parse_size(size) or default_size(
         configs["unet"].get("sample_size"), networks.scale, family

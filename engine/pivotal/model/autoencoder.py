@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -9,13 +10,17 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from pivotal.errors import NonFiniteError
+from pivotal.model.tiling import TILE, tiled
 
 
 class Autoencoder:
     """A Stable Diffusion VAE in its own dtype, whatever the UNet's: SDXL's overflows in float16.
 
-    Latents are scaled as the config says: `(mean - shift) * scale`.
+    Latents are scaled as the config says: `(mean - shift) * scale`. tiled: whether pictures larger
+    than a tile (`tiling.TILE` latents) go through in tiles; then they come out a little different.
     """
+
+    tiled: bool = False
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae.eval().requires_grad_(False)
@@ -25,6 +30,7 @@ class Autoencoder:
         config: Any = vae.config
         self.channels = int(config.latent_channels)
         self.scale = 2 ** (len(config.block_out_channels) - 1)  # pixels per latent, along a side
+        self._alone = threading.Lock()  # tiles change how normalisations run, for all who run them
         self._gain = float(config.scaling_factor) / self._channel_values("latents_std", 1.0)
         self._shift = self._channel_values("latents_mean", float(config.shift_factor or 0.0))
 
@@ -43,7 +49,16 @@ class Autoencoder:
                 f"be multiples of {self.scale}: fit the image first"
             )
         images = images.to(self.device, self.dtype)
-        mean = self.vae.encode(images).latent_dist.mode().float()
+
+        def mean_of(part: Tensor) -> Tensor:
+            mean: Tensor = self.vae.encode(part).latent_dist.mode()
+            return mean.float()
+
+        with self._alone:
+            if self.tiled and max(height, width) > TILE * self.scale:
+                mean = tiled(self.vae.encoder, mean_of, images, self.scale, 1)
+            else:
+                mean = mean_of(images)
         return self._finite(self.scaled(mean), "encoded latents")
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -57,8 +72,17 @@ class Autoencoder:
                 f"latents have shape {list(latents.shape)}; [B, {self.channels}, h, w] is expected"
             )
         unscaled = self.unscaled(latents.to(self.device, torch.float32))
-        images: Tensor = self.vae.decode(unscaled.to(self.dtype)).sample
-        return self._finite(images.float(), "decoded image")
+
+        def images_of(part: Tensor) -> Tensor:
+            images: Tensor = self.vae.decode(part.to(self.dtype)).sample
+            return images.float()
+
+        with self._alone:
+            if self.tiled and max(latents.shape[-2:]) > TILE:
+                images = tiled(self.vae.decoder, images_of, unscaled, 1, self.scale)
+            else:
+                images = images_of(unscaled)
+        return self._finite(images, "decoded image")
 
     def scaled(self, mean: Tensor) -> Tensor:
         """The encoder's mean [B, C, h, w] float32 as latents."""

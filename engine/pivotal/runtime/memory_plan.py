@@ -11,6 +11,7 @@ import torch
 from pivotal.errors import MemoryLimitError
 from pivotal.model.families import Family
 from pivotal.model.networks import empty_autoencoder, empty_text_encoder, empty_unet
+from pivotal.model.tiling import TILE
 from pivotal.model.unet import RoutedUNet
 from pivotal.query import Conditioning, Denoise, NoiseGradient, Wrt
 from pivotal.runtime.memory_count import faking, filled, peak_bytes, weight_bytes
@@ -36,11 +37,13 @@ class NetworkMemory:
         precision: Precision,
         *,
         gradient_checkpointing: bool = False,
+        tiled_autoencoder: bool = False,
     ) -> None:
         self.configs = configs
         self.family = family
         self.precision = precision
         self.gradient_checkpointing = gradient_checkpointing
+        self.tiled_autoencoder = tiled_autoencoder
         self._kept: dict[tuple[Any, ...], int] = {}
 
     @property
@@ -73,7 +76,14 @@ class NetworkMemory:
 
     def autoencode(self, size: tuple[int, int]) -> int:
         """Of encoding or decoding one picture of (height, width), whichever is more."""
-        return self._once(("autoencode", size), lambda: self._autoencode(size))
+        if not self.tiled_autoencoder:
+            return self._once(("autoencode", size), lambda: self._autoencode(size))
+        height, width = (min(side, TILE * self.scale) for side in size)
+        tile = self._once(
+            ("autoencode", (height, width)), lambda: self._autoencode((height, width))
+        )
+        whole = 3 * size[0] * size[1] * 4  # float32: the picture, the sum of tiles, and their mean
+        return tile + (0 if (height, width) == tuple(size) else 3 * whole)
 
     def _once(self, key: tuple[Any, ...], count: Callable[[], int]) -> int:
         if key not in self._kept:
@@ -179,10 +189,11 @@ class MemoryPlan:
         """The rows to ask at once. Raises MemoryLimitError where not even the least fit."""
         if not self.fits:
             assert self.limit is not None
+            tiles = "a tiled autoencoder, " if self.autoencoder > self.least * self.row else ""
             raise MemoryLimitError(
                 f"{self.job} needs {said(self.peak(self.least))} of memory ({said(self.weights)} "
-                f"of them the weights) and may use {said(self.limit)}: use a smaller size, dtype "
-                "float16, gradient checkpointing, or a higher memory limit"
+                f"of them the weights) and may use {said(self.limit)}: use a smaller size, "
+                f"{tiles}dtype float16, gradient checkpointing, or a higher memory limit"
             )
         return self.rows_at_once
 
