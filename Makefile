@@ -9,9 +9,10 @@ STAMP := $(VENV)/.installed
 demo: setup
 	$(BIN)/pivotal demo --output out/demo --force
 
-# One process a core, one thread each: the networks are too small to share out.
+# One process a core, one thread each: the networks are too small to share out. Sorted by how many
+# tests they hold, files of one long test would come last, and one core would wait.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -281,7 +281,12 @@ def test_a_whole_edit_is_the_explicit_map_reference_in_float64(
         assert largest(latents[row], latents[0]) > 1e-3
 
 
-@pytest.mark.parametrize("name", CASES)
+SINGLE = ("re-weighting on a swap", "windows of words", "two refinements, blended")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SINGLE else pytest.mark.slow) for name in CASES]
+)
 def test_a_whole_edit_is_the_explicit_map_reference_in_float32(
     name, edited, routed, reference, noise
 ):

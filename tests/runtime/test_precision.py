@@ -150,7 +150,7 @@ def fitted():
     """`fitted(name, steps)`: decibels of a picture's latents after null-text and back."""
     found = {}
 
-    def decibels(name, steps=3):
+    def decibels(name, steps=2):
         if (name, steps) not in found:
             engine = Engine.load(dtype=name)
             noise = torch.Generator().manual_seed(0)
@@ -161,7 +161,7 @@ def fitted():
                 scene.images[0],
                 scene.prompts[0],
                 num_inference_steps=steps,
-                options={"inner_steps": 4},
+                options={"inner_steps": 2},
             )
             seen = []
             engine.reconstruct(

@@ -23,15 +23,16 @@ def _is_right(image: np.ndarray, scene: Scene) -> bool:
     )
 
 
-def test_drawn_scenes_are_read_right() -> None:
+@pytest.mark.parametrize("count", [25, pytest.param(400, marks=pytest.mark.slow)])
+def test_drawn_scenes_are_read_right(count: int) -> None:
     rng = np.random.default_rng(100)
-    scenes = [sample_scene(rng) for _ in range(100)]
+    scenes = [sample_scene(rng) for _ in range(count)]
     assert all(_is_right(draw(scene)[0], scene) for scene in scenes)
 
 
 def test_slightly_soft_scenes_are_read_right() -> None:
     rng = np.random.default_rng(101)
-    for _ in range(25):
+    for _ in range(10):
         scene = sample_scene(rng)
         image = ndimage.gaussian_filter(draw(scene)[0].astype(float), (1.2, 1.2, 0))
         assert _is_right(image.astype(np.uint8), scene)

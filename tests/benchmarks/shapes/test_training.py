@@ -55,6 +55,7 @@ def test_a_resumed_run_ends_in_the_same_state(tmp_path: Path) -> None:
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_two_workers_average_their_gradients(tmp_path: Path) -> None:
     train(_Line, _budget(workers=2), tmp_path, show_every=12)
     assert _state(tmp_path)["step"] == 12
