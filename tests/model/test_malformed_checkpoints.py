@@ -122,7 +122,7 @@ def refusal(call, name):
                 raise AssertionError("Python's own words") from error
             assert "\n" not in sentence, sentence
             assert len(sentence) < 600, sentence
-            assert name in sentence or "lacks" in sentence or "vocabulary" in sentence, sentence
+            assert name in sentence or sentence.startswith("vae lacks"), sentence  # a folder's
             return sentence
     return None
 

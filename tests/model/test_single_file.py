@@ -244,7 +244,7 @@ def test_what_is_no_model_of_ours_is_one_sentence(single_file, vocabulary_folder
     with pytest.raises(ModelError, match=sentence) as caught:
         load(path, family="sd1", tokenizer=vocabulary_folder)
     assert "\n" not in str(caught.value)
-    assert path.name in str(caught.value) or "lacks" in str(caught.value)
+    assert path.name in str(caught.value)
 
 
 def test_the_training_averages_are_left_alone(single_file, vocabulary_folder, tmp_path, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,28 @@ def single_file_parts(
     tokenizer: a folder with CLIP's vocabulary, or a model's; open_clip_torch's if None.
     autoencoder: another one than the file's. Raises ModelError for damage, and for what is missing.
     """
+    with _naming(file.path):
+        return _parts(file, tokenizer, autoencoder, device, precision)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What is wrong is wrong with this file."""
+    try:
+        yield
+    except ModelError as error:
+        if str(path) in str(error):
+            raise
+        raise ModelError(f"{path} can't be loaded: {error}") from error
+
+
+def _parts(
+    file: SingleFile,
+    tokenizer: Path | None,
+    autoencoder: Any | None,
+    device: torch.device,
+    precision: Precision,
+) -> Parts:
     configs = file.configs
     unet = empty_unet(configs["unet"])
     encoders = {
@@ -103,12 +126,10 @@ def autoencoder_of_file(
             f"{path} is an autoencoder in diffusers' names; give the folder that it stands in with "
             "its config.json"
         )
-    try:
+    with _naming(path):
         network = empty_autoencoder(autoencoder_config(shapes, scaling_factor))
-    except ModelError as error:
-        raise ModelError(f"{path} can't be loaded: {error}") from error
-    found = _found(path, prefix, _autoencoder_places(network), network)
-    put(network, found, "vae", device=device, dtype=precision.autoencoder)
+        found = _found(path, prefix, _autoencoder_places(network), network)
+        put(network, found, "vae", device=device, dtype=precision.autoencoder)
     return network
 
 
