@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pivotal.bench.environment import environment
 from pivotal.control import NoEdit
@@ -208,9 +208,11 @@ def one_by_one(
     return run
 
 
-def plain(engine: Engine, scenes: Scenes, given: argparse.Namespace) -> Run:
+def plain(
+    engine: Engine, scenes: Scenes, given: argparse.Namespace, unet: nn.Module | None = None
+) -> Run:
     """The transcription, one image after the other, on a network that makes attention maps."""
-    unet = explicit_copy(engine.model.unet.unet)
+    unet = unet or explicit_copy(engine.model.unet.unet)
     schedule = make_schedule(asdict(engine.model.levels.config), given.steps)
     enough = -1.0 if given.no_early_stop else 1e-5
 
