@@ -235,11 +235,20 @@ def _swap(
         tuple(layer.downscale for layer in model.unet.cross_layers),
         model.family.self_injection_downscale,
     )
-    edit = Edit(case.target, blend=case.words, **EDITS[case.kind])
+    edit = Edit(case.target, blend=case.words, **edits_for(method)[case.kind])
     source, target = model.text.tokens(case.prompt), model.text.tokens(case.target)
     return PromptToPrompt(
         source, [target], [edit], steps, layers, method.first_step(options, steps)
     )
+
+
+def edits_for(method: Method) -> dict[str, dict[str, Any]]:
+    """The edits' settings by kind, less the window of what this method does not fit."""
+    fits = "null_embeddings" in method.stored
+    return {
+        kind: {k: v for k, v in settings.items() if fits or k != "null_text_steps"}
+        for kind, settings in EDITS.items()
+    }
 
 
 def _decoded(engine: Engine, latents: Tensor) -> NDArray[np.uint8]:

@@ -27,14 +27,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from methods.measuring import Scenes, measure, options_of, scenes_of
+from methods.measuring import Scenes, edits_for, measure, options_of, scenes_of
 from methods.plots import draw
 from methods.results import RESULTS, joined, key_of, rows_of
 from methods.together import measure_together
 from methods.trials import STUDIES, Trial
 from pivotal.engine import Engine
+from pivotal.inversion.registry import method_named
 from shapes.cases import EVALUATION_SEED
-from shapes.evaluate import EDITS
 
 GROUP = 2  # scenes inverted as one batch
 TOGETHER = 16  # trials of a study that share batches
@@ -153,7 +153,7 @@ def _asked(task: Task) -> list[dict[str, Any]]:
             "first": task.first,
             "count": task.count,
             "steps": task.steps,
-            "edits": EDITS if task.study == "table" else None,
+            "edits": edits_for(method_named(trial.method)) if task.study == "table" else None,
         }
         for trial in task.trials
     ]

@@ -75,9 +75,12 @@ def _figures(
             "success": _mean([verdict.success for verdict in verdicts]),
             **{name: _mean([getattr(v, name) for v in verdicts]) for name in CONDITIONS},
             "outside_db": _mean([verdict.outside_db for verdict in verdicts]),
-            "unedited_success": _mean(
-                [scene.unedited.success for scene in scenes if scene.case.kind == kind]
-            ),
+            **{
+                f"{name}_success": _mean(
+                    [getattr(scene, name).success for scene in scenes if scene.case.kind == kind]
+                )
+                for name in ("fitted_throughout", "unedited")
+            },
         }
     if prompts:
         unseen = [v.success for c, v in prompts if is_held_out(c.shape, c.colour, c.background)]
