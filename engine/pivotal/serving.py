@@ -26,7 +26,8 @@ class Serving:
     """How an engine serves submitted calls.
 
     shared_rows: the most UNet rows in a batch that several calls share, which is what takes
-    memory; 1 keeps calls apart, so that each gives the same bits whatever runs beside it.
+    memory; 1 keeps calls apart, so that each gives the same bits whatever runs beside it. A call's
+    own `max_rows`, which inversions have (8 if not given), bounds the batches that it is in too.
     max_requests: how many calls may be in progress at once; one more is refused.
     """
 
