@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -22,11 +23,12 @@ import torch
 
 from pivotal.bench.environment import environment
 from pivotal.bench.rows import append
-from pivotal.model.load import Model, load
+from pivotal.model.load import load
 from pivotal.runtime.exported.onnx_export import export_onnx
+from pivotal.runtime.exported.parts import PLAIN, UNET
 from pivotal.runtime.exported.profile import ShapeProfile, Span
 from pivotal.runtime.exported.tensorrt_api import api_of
-from pivotal.runtime.exported.tensorrt_build import BuildOptions, build_engines
+from pivotal.runtime.exported.tensorrt_build import BuildOptions, build
 
 T = TypeVar("T")
 
@@ -43,29 +45,43 @@ def sizes(folder: Path) -> dict[str, int]:
     return {each.name: each.stat().st_size for each in sorted(folder.iterdir()) if each.is_file()}
 
 
-def measured(
-    model: Model, side: int, rows: Span, sm: tuple[str, ...], folder: Path
-) -> dict[str, Any]:
-    """Export, and build for each of `sm`. Raises BackendError for files that differ from torch."""
+def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Export, and build for each of `--sm`. Raises BackendError for a file that differs."""
     onnx, engines = folder / "onnx", folder / "engines"
     onnx.mkdir()
-    profile = ShapeProfile(rows, Span(side, side), Span(side, side))
-    record, seconds = timed(lambda: export_onnx(model, profile, onnx))
+    side = Span(arguments.side, arguments.side)
+    profile = ShapeProfile(arguments.rows, side, side)
+    model = load(arguments.model, dtype=arguments.dtype)
+    scale = model.autoencoder.scale
+    record, seconds = timed(partial(export_onnx, model, profile, onnx))
     found: dict[str, Any] = {
-        "onnx": {"seconds": seconds, "bytes": sizes(onnx), "largest_difference": record.errors}
-    }
-    if sm:
-        engines.mkdir()
-        options = BuildOptions(sm=sm, buckets=(rows.high,))
-        api = api_of("tensorrt_rtx")
-        _, seconds = timed(lambda: build_engines(model, onnx, engines, api, options))
-        found["tensorrt_rtx"] = {
-            "version": api.version,
+        "onnx": {
             "seconds": seconds,
-            "bytes": sizes(engines),
+            "bytes": sizes(onnx),
+            "largest_difference": record.errors,
+            "peak_bytes": peak(),
         }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes, on Linux
-    return {**found, "peak_bytes": peak}
+    }
+    del model  # a builder needs its memory
+    if arguments.sm:
+        engines.mkdir()
+        api = api_of("tensorrt_rtx")
+        options = BuildOptions(sm=tuple(arguments.sm), buckets=(arguments.rows.high,))
+        found["tensorrt_rtx"] = {"version": api.version, "seconds": {}}
+        for name in (UNET, PLAIN):
+            plan, seconds = timed(
+                partial(build, onnx / f"{name}.onnx", profile, scale, api, options)
+            )
+            (engines / f"{name}.engine").write_bytes(plan)
+            del plan
+            found["tensorrt_rtx"]["seconds"][name] = seconds
+        found["tensorrt_rtx"] |= {"bytes": sizes(engines), "peak_bytes": peak()}
+    return found
+
+
+def peak() -> int:
+    """Most bytes that the process held so far, on Linux."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
@@ -77,14 +93,12 @@ def main() -> None:
     parser.add_argument("--sm", nargs="*", default=[], help="engines for these, as 89 120")
     parser.add_argument("--keep", type=Path, help="a new folder for the files")
     arguments = parser.parse_args()
-    model = load(arguments.model, dtype=arguments.dtype)
-    asked = (model, arguments.side, arguments.rows, tuple(arguments.sm))
     if arguments.keep is None:
         with TemporaryDirectory() as folder:
-            found = measured(*asked, Path(folder))
+            found = measured(arguments, Path(folder))
     else:
         arguments.keep.mkdir(parents=True)
-        found = measured(*asked, arguments.keep)
+        found = measured(arguments, arguments.keep)
     settings = {
         "model": arguments.model,
         "dtype": arguments.dtype,

@@ -9,7 +9,7 @@ from pivotal.model.load import load
 from pivotal.runtime.exported.onnx_export import export_onnx
 from pivotal.runtime.exported.profile import ShapeProfile, Span
 from pivotal.runtime.exported.tensorrt_api import api_of
-from pivotal.runtime.exported.tensorrt_build import BuildOptions, build_engines
+from pivotal.runtime.exported.tensorrt_build import BuildOptions, build
 
 pytestmark = pytest.mark.slow
 ONNX_LIMIT = 2 * 1024**3  # bytes in one protobuf file
@@ -29,20 +29,20 @@ def exported(name, side, folder, *, dtype="float32", rows=2):
 
 def test_sd15_is_exported_over_onnxs_own_limit_and_built(tmp_path):
     require_memory(12)
-    onnx, engines = tmp_path / "onnx", tmp_path / "engines"
-    onnx.mkdir()
+    onnx = tmp_path
     model, record = exported("random:sd1", 512, onnx)
     assert max(record.errors.values()) < 1e-4
     assert (onnx / "unet.weights").stat().st_size > ONNX_LIMIT
     assert all(path.stat().st_size < ONNX_LIMIT for path in onnx.glob("*.onnx"))
     if find_spec("tensorrt_rtx") is None:
         pytest.skip("exported; TensorRT-RTX is not installed")
-    engines.mkdir()
+    scale, profile = model.autoencoder.scale, record.profile
+    del model  # a builder needs its memory
     options = BuildOptions(sm=("89",), buckets=(2,))
-    built = build_engines(model, onnx, engines, api_of("tensorrt_rtx"), options)
-    assert set(built.files) == {"unet.engine", "unet-plain.engine"}
-    for name in built.files:
-        assert (engines / name).stat().st_size > ONNX_LIMIT  # the weights are in it
+    for name in ("unet", "unet-plain"):
+        plan = build(onnx / f"{name}.onnx", profile, scale, api_of("tensorrt_rtx"), options)
+        assert len(plan) > ONNX_LIMIT  # the weights are in it
+        assert b"sm89" in plan
 
 
 def test_sd21_with_v_prediction_is_exported(tmp_path):

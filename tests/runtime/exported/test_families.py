@@ -49,9 +49,8 @@ def test_sd2_with_v_prediction_is_torchs(tiny_model, latents, prompts, tmp_path)
 
 
 @slow
-@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 1e-4), ("float16", 2e-2)])
-def test_sdxl_in_sizes_that_vary_is_torchs(tiny_model, latents, prompts, tmp_path, dtype, allowed):
-    model = tiny_model("sdxl", dtype)
+def test_sdxl_in_float16_and_in_sizes_that_vary_is_torchs(tiny_model, latents, prompts, tmp_path):
+    model = tiny_model("sdxl", "float16")
     profile = ShapeProfile(Span(1, 4), Span(16, 32), Span(16, 32))
     record = export_onnx(model, profile, tmp_path)
     assert {"text_encoder", "text_encoder_2", "unet.onnx"} <= {*record.errors, *record.files}
@@ -59,7 +58,7 @@ def test_sdxl_in_sizes_that_vary_is_torchs(tiny_model, latents, prompts, tmp_pat
     torchs = denoiser_of("torch", model, None, lambda: TorchDenoiser(model.unet, "epsilon"))
     for side in (8, 12, 16):
         query = question(latents, prompts, sdxl=True, side=side)
-        agree(own.answer(query), torchs.answer(query), allowed)
+        agree(own.answer(query), torchs.answer(query), 2e-2)
 
 
 @slow
