@@ -173,8 +173,9 @@ def require_fitting(runner: Runner, inversion: Inversion) -> None:
     model = runner.model
     if inversion.fingerprint != model.fingerprint:
         raise ModelError(
-            f"the inversion was made with model {inversion.model!r} "
-            f"({inversion.fingerprint[:DISPLAYED]}), this engine runs {model.name!r} "
+            f"the inversion was made with model {inversion.model!r}"
+            f"{_added(inversion.report.get('additions'))} ({inversion.fingerprint[:DISPLAYED]}), "
+            f"this engine runs {model.name!r}{_added(model.additions)} "
             f"({model.fingerprint[:DISPLAYED]}); load that model or invert again"
         )
     method = method_named(inversion.method)
@@ -189,6 +190,15 @@ def require_fitting(runner: Runner, inversion: Inversion) -> None:
                 f"the inversion was made on a schedule whose {name} differ from what "
                 f"{inversion.num_inference_steps} steps give now; invert the image again"
             )
+
+
+def _added(additions: Any) -> str:
+    """LoRAs and the like, as a sentence has them."""
+    return (
+        f" with {', '.join(map(str, additions))}"
+        if isinstance(additions, list) and additions
+        else ""
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -185,6 +185,7 @@ def _load(options: ModelOptions) -> Model:
         variant=options.variant,
         revision=options.revision,
         local_files_only=options.local_files_only,
+        **options.parts(),
     )
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from .checkpoint import CheckpointOptions
 from .completion import (
     complete_backends,
     complete_dtypes,
     complete_methods,
-    complete_models,
     complete_policies,
 )
 from .config import read_config
@@ -87,18 +87,9 @@ MaxSize = Annotated[
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(CheckpointOptions):
     """Which model, and how it runs."""
 
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name of `pivotal models`, a folder or a hub id. Default: the inversion's, or "
-            "`shapes`.",
-            autocompletion=complete_models,
-            rich_help_panel=_MODEL,
-        ),
-    ] = None
     device: Annotated[
         str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.", rich_help_panel=_MODEL)
     ] = "cpu"
@@ -217,6 +208,7 @@ class ModelOptions:
             compile=self.compile,
             tiled_vae=self.tiled_vae,
             batch_invariant=self.batch_invariant,
+            **self.parts(),
             attention=cast("Impl", self.attention_impl),  # checked where it is used
         )
 

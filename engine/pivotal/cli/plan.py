@@ -37,11 +37,16 @@ def plan(
     from pivotal.runtime.precision import precision_of
     from pivotal.schedule import NoiseLevels, ScheduleConfig
 
+    for name in ("lora", "embedding", "vae", "tokenizer"):
+        if getattr(model, name):
+            raise ValueError(f"--{name} means nothing here: no weights are read; leave it out")
     family, configs = described(
         model.model or "shapes",
         variant=model.variant,
         revision=model.revision,
         local_files_only=model.local_files_only,
+        family=model.family,
+        prediction_type=model.prediction_type,
     )
     networks = NetworkMemory(
         configs,

@@ -54,6 +54,13 @@ class Model:
     device: torch.device
     precision: Precision
     loras: LoraStack
+    added: tuple[str, ...] = ()  # another autoencoder and new words, by their files' names
+
+    @property
+    def additions(self) -> list[str]:
+        """What the model has that its name does not say, LoRAs too; no folder is named."""
+        worn = [f"lora {each.path.name}:{each.scale:g}" for each in self.loras.worn]
+        return [*self.added, *worn]
 
     @property
     def fingerprint(self) -> str:
@@ -131,7 +138,9 @@ def load(
         autoencoder=parts.autoencoder if own is None else own[0],
         fingerprint=with_parts(parts.fingerprint, added),
     )
-    model = _model(name, parts, *place)
+    named = [] if vae is None else [f"vae {Path(vae).name}"]
+    named += [f"embedding {each.path.name}" for each in embeddings]
+    model = replace(_model(name, parts, *place), added=tuple(named))
     model.loras.wear(loras)
     return model
 
