@@ -33,7 +33,6 @@ def float32_twin(path: Path, folder: Path) -> Path:
         if value.type.tensor_type.elem_type == half:
             value.type.tensor_type.elem_type = single
     twin = folder / path.name
-    onnx.save(
-        model, twin, save_as_external_data=True, location=f"{path.stem}.weights", size_threshold=0
-    )
+    weights = f"{path.stem}.weights"
+    onnx.save(model, twin, save_as_external_data=True, location=weights)  # not small constants
     return twin

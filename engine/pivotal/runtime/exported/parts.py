@@ -255,7 +255,7 @@ def _token_ids(model: Model, place: int) -> Callable[[int, int, int, int], dict[
     tokenizer, device = model.text.tokenizers[place], model.text.device
 
     def inputs(rows: int, height: int, width: int, seed: int) -> dict[str, Tensor]:
-        prompts = [f"a picture of {seed + row} things" for row in range(rows)]
+        prompts = [f"{seed + row} things" for row in range(rows)]
         ids = torch.tensor([tokenizer.tokens(prompt).ids for prompt in prompts])
         return {"ids": ids.to(device)}
 
