@@ -164,3 +164,23 @@ def test_every_room_exists():
 def test_every_method_is_in_the_table_with_its_paper():
     table = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| ([^|]+) \|", README, re.MULTILINE)
     assert table == [(method.name, method.paper) for method in METHODS.values()]
+
+
+MIGRATION = re.search(r"^## Coming from another tool\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("tool", ["google/prompt-to-prompt", "diffusers", "A1111", "ComfyUI"])
+def test_whoever_comes_from_another_tool_is_met(tool):
+    assert f"| **{tool}**" in MIGRATION[1]
+
+
+def test_every_option_that_is_named_to_them_belongs_to_a_method_that_is():
+    from pivotal.inversion.registry import method_named
+
+    for row in re.findall(r"^\| .*", MIGRATION[1], re.MULTILINE):
+        methods = re.findall(r"--method ([a-z-]+)", row)
+        for method in methods:
+            assert method in METHODS
+        tested = methods[:1] or ["null-text" if "inner_steps" in row else "k-euler"]
+        for name, value in re.findall(r"--option (\w+)=([\w.]+)", row):
+            method_named(tested[0]).options_from({name: value})
