@@ -167,6 +167,7 @@ class _Run:
                 "noise_std_ratio": noise_std_ratio(inverted.noise, grid.levels[-1]),
                 "device": str(model.device),
                 "dtype": runner.dtype_name,
+                "additions": model.additions,
                 "precision": runner.numerics,
                 **runner.ran_on(self.overflows),
             },

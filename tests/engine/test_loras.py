@@ -40,6 +40,9 @@ def test_a_picture_changes_with_a_lora_and_comes_back_without(lora, picture):
     inverted = engine.invert(picture, PROMPT, method="ddim", num_inference_steps=1)
     engine.lora(f"{lora}:0.8")
     styled = made(engine)
+    inside = engine.invert(picture, PROMPT, method="ddim", num_inference_steps=1)
+    assert inside.report["additions"] == [f"lora {lora.name}:0.8"]
+    assert inside.fingerprint == engine.model.fingerprint != fingerprint
     assert not torch.equal(styled, plain)
     assert torch.equal(made(pivotal.Engine.load("shapes", lora=f"{lora}:0.8")), styled)
     with pytest.raises(ModelError, match=r"model 'shapes' \(.*'shapes' with lora style"):
@@ -47,6 +50,8 @@ def test_a_picture_changes_with_a_lora_and_comes_back_without(lora, picture):
     engine.lora()
     assert torch.equal(made(engine), plain)
     assert engine.model.fingerprint == fingerprint
+    with pytest.raises(ModelError, match=r"with model 'shapes' with lora style.safetensors:0\.8"):
+        engine.reconstruct(inside)
     engine.reconstruct(inverted)
 
 

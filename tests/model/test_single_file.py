@@ -5,6 +5,7 @@ and against the published architectures.
 import logging
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pivotal.cli import main
 from pivotal.errors import ModelError
 from pivotal.model import single_file as single_file_module
 from pivotal.model.families import FAMILIES
@@ -292,3 +295,29 @@ def test_the_tiny_files_hold_what_the_real_ones_hold(single_file, published_shap
     for family in FAMILY_NAMES:
         with safe_open(single_file(family), "pt") as file:
             assert kinds(file.keys()) <= kinds(published_shapes(family)), family
+
+
+def test_the_command_line_inverts_and_edits_with_a_single_file(
+    single_file, vocabulary_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PIVOTAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    save_file({"<toy>": torch.randn(2, 64)}, "toy.safetensors")
+    module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+    factors = {"lora_A": torch.ones(2, 64), "lora_B": torch.ones(64, 2)}
+    save_file({f"unet.{module}.{k}.weight": v for k, v in factors.items()}, "ink.safetensors")
+    Image.new("RGB", (40, 40), (200, 30, 30)).save("photo.png")
+
+    def run(*words):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--family", "sd1", "--tokenizer", str(vocabulary_folder), *added])
+        return stop.value.code or 0
+
+    added = ["--lora", "ink.safetensors:0.5", "--embedding", "toy.safetensors"]
+    prompt = ("--prompt", "a red <toy>", "--method", "ddim", "--steps", "2", "--size", "32x32")
+    assert run("invert", "photo.png", *prompt, "--model", str(single_file("sd1"))) == 0
+    edit = ("edit", "photo.safetensors", "--target", "a blue <toy>", "--blend", "<toy>")
+    assert run(*edit) == 0
+    assert Path("photo-edit.png").is_file()
+    added = ["--lora", "ink.safetensors:0.6", "--embedding", "toy.safetensors"]
+    assert run(*edit) == 2
