@@ -38,8 +38,18 @@ GUIDANCE = 7.5
 # prompt, which at 7.5 exaggerates what is new (squares with horns, orange turned red): targets take
 # it only while the layout forms, then the empty prompt.
 EDITS: dict[str, dict[str, Any]] = {
-    "colour": {"cross_replace_steps": 0.8, "self_replace_steps": 1.0, "blend_threshold": 0.2},
-    "shape": {"cross_replace_steps": 0.5, "self_replace_steps": 0.0, "blend_threshold": 0.25},
+    "colour": {
+        "cross_replace_steps": 0.8,
+        "self_replace_steps": 1.0,
+        "blend_threshold": 0.2,
+        "null_text_steps": 0.2,
+    },
+    "shape": {
+        "cross_replace_steps": 0.5,
+        "self_replace_steps": 0.0,
+        "blend_threshold": 0.25,
+        "null_text_steps": 0.2,
+    },
 }
 
 
