@@ -44,6 +44,31 @@ def compiled(kernel, types, constants, capability, **options):
 def test_routed_attention_fits_every_gpu_since_ampere(
     capability, dtype, queries, length, width, columns
 ):
+    made, blocks = compiled_attention(capability, dtype, queries, length, width, columns)
+    assert made.metadata.shared <= SHARED_MEMORY
+    on_tensor_cores = "wgmma" if capability == 90 and blocks.queries >= 64 else "mma.sync"
+    assert on_tensor_cores in made.asm["ptx"]
+
+
+@pytest.mark.parametrize(
+    ("ones", "shape"),
+    [
+        (("columns", "words_stride_l"), {"columns": 1}),
+        (("rows", "columns"), {"columns": 1, "length": 154}),
+        (("heads",), {}),
+        (("queries", "query_stride_h", "out_stride_h"), {"queries": 1}),
+        (("length", "mix_stride_b", "mix_stride_d", "mix_stride_l"), {"length": 1}),
+        (("width",), {"width": 1}),
+    ],
+)
+def test_sizes_of_1_compile_too(ones, shape):
+    """Triton makes constants of integers that are 1, where other code may not compile."""
+    sizes = {"queries": 64, "length": 77, "width": 40, "columns": 3} | shape
+    compiled_attention(80, "fp16", **sizes, more=dict.fromkeys(ones, 1))
+
+
+def compiled_attention(capability, dtype, queries, length, width, columns, more=()):
+    """The compiled kernel and its blocks; without word columns, without a gate."""
     blocks = routed.Blocks.of(queries, length, width, columns or 0, BYTES[dtype])
     types = dict.fromkeys(("query", "key", "value", "out"), f"*{dtype}")
     types |= dict.fromkeys(("mix", "keep", "gate", "words", "maps"), "*fp32")
@@ -58,12 +83,11 @@ def test_routed_attention_fits_every_gpu_since_ampere(
     }
     if columns is None:
         constants |= {"words": None, "gate": None}
+    constants |= dict(more)
     made = compiled(
         routed._kernel, types, constants, capability, num_warps=blocks.warps, num_stages=1
     )
-    assert made.metadata.shared <= SHARED_MEMORY
-    on_tensor_cores = "wgmma" if capability == 90 and blocks.queries >= 64 else "mma.sync"
-    assert on_tensor_cores in made.asm["ptx"]
+    return made, blocks
 
 
 @pytest.mark.parametrize("capability", [80, 90])

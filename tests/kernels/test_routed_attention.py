@@ -176,6 +176,20 @@ def test_gradients_are_the_references(generator, impl, columns, width):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("name", ["query", "key", "value", "mix", "keep", "words"])
+def test_a_gradient_of_one_input_alone_is_the_references(generator, impl, name):
+    inputs = routed_attention_inputs(generator, queries=9, length=7, width=16, columns=2).double()
+
+    def gradient(chosen):
+        given = inputs.arguments()
+        given[name] = given[name].clone().requires_grad_()
+        out, maps = routed_attention(**given, impl=chosen)
+        return torch.autograd.grad(out.square().sum() + maps.pow(3).sum(), given[name])
+
+    torch.testing.assert_close(gradient(impl), gradient("reference"), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

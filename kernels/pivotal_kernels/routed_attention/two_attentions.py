@@ -39,7 +39,7 @@ def two_attentions(
         key = pad(key, (0, value.shape[-1] - width))
     kept = keep[:, None, :, None].to(value.dtype) * value
     out = attention(query, key, kept, scale)
-    rows = _borrowers(mix, query, key, value)
+    rows = _borrowers(mix, query, key, kept)
     if rows is None:
         mixed = mix[:, None].to(value.dtype) @ value  # [B, H, L, D(+K)]
         out = out + attention(query[donors], key[donors], mixed, scale)
