@@ -258,6 +258,15 @@ def test_the_training_averages_are_left_alone(single_file, vocabulary_folder, tm
     assert not caplog.records
 
 
+def test_a_name_that_says_few_steps_is_a_warning(single_file, tmp_path, caplog):
+    path = single_file("sd1")
+    single_file_module.open_single_file(path, FAMILIES["sd1"])
+    assert not caplog.records
+    save_file(load_file(path), tmp_path / "a.safetensors", {"modelspec.title": "My Turbo"})
+    single_file_module.open_single_file(tmp_path / "a.safetensors", FAMILIES["sd1"])
+    assert "is called 'Turbo': a model distilled to few steps" in caplog.text
+
+
 def test_a_vocabulary_of_another_size_is_refused(single_file, tmp_path):
     with pytest.raises(ModelError, match=r"49408 tokens, and text_encoder has embeddings for \d+"):
         load(single_file("sd1"), family="sd1")

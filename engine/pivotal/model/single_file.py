@@ -8,6 +8,7 @@ shapes; the vocabulary is every CLIP's, which no such file holds.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,9 @@ from pivotal.model.weights import tensors_of
 
 logger = logging.getLogger(__name__)
 
-_EPS_STEP = (
-    875_000  # `global_step` of the SD 2.x base model, which predicts eps, as diffusers knows
-)
+# `global_step` of the SD 2.x base model, which predicts eps, as diffusers knows
+_EPS_STEP = 875_000
+_FEW_STEPS = re.compile(r"turbo|lightning|hyper|lcm|(?:^|[^a-z])dmd", re.IGNORECASE)
 _EPS_SIDE = 64  # latents of that model; those that predict v are trained at the family's side
 _SPEC = {
     "epsilon": "epsilon",
@@ -65,6 +66,14 @@ def open_single_file(
     """
     header = read_header(path)
     require_model(header.shapes, str(path))
+    title = header.metadata.get("modelspec.title", "")
+    if match := _FEW_STEPS.search(f"{path.stem} {title}"):
+        logger.warning(
+            "%s is called %r: a model distilled to few steps looks like its parent in every name "
+            "and shape, but its noise levels can't be inverted; use the model it was made from",
+            path,
+            match[0],
+        )
     try:
         unet = unet_config(under(header.shapes, UNET))
         family = family_of(unet, family)
