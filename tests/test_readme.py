@@ -182,5 +182,5 @@ def test_every_option_that_is_named_to_them_belongs_to_a_method_that_is():
         for method in methods:
             assert method in METHODS
         tested = methods[:1] or ["null-text" if "inner_steps" in row else "k-euler"]
-        for name, value in re.findall(r"--option (\w+)=([\w.]+)", row):
+        for name, value in re.findall(r"--option (\w+)=([\w.-]+)", row):
             method_named(tested[0]).options_from({name: value})
