@@ -91,9 +91,11 @@ def test_what_can_not_be_loaded_is_refused_before_any_download():
         needed(ambiguous, "owner/name", None)
 
 
-def test_a_cached_model_loads_without_network(cached_model, sd_folder, monkeypatch):
+def test_a_cached_model_loads_without_network(cached_model, sd_folder, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="pivotal")
     model = load(cached_model, local_files_only=True, family="sd1")
     assert model.name == cached_model
+    assert f"owner/tiny, revision {REVISION}, from the local cache" in caplog.text
     assert model.fingerprint == load(sd_folder, family="sd1").fingerprint
     assert load(cached_model, local_files_only=True, revision="main", family="sd1").name
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -141,6 +141,9 @@ def test_a_single_file_runs_from_text_to_picture(single_file, vocabulary_folder,
             torch.randn(2, 4, 16, 16), torch.full((2,), 500.0), conditioning.hidden_states, *added
         )
         picture = model.autoencoder.decode(prediction[:1])
+    ends = [each.tokens("cat").ids[-1] for each in model.text.tokenizers]  # as published
+    end, first = model.text.tokenizers[0].end, 0
+    assert ends == {"sd1": [end], "sd2": [first], "sdxl": [end, first]}[family]
     assert torch.isfinite(picture).all()
     assert picture.shape == (1, 3, 32, 32)
     assert (prediction[0] - prediction[1]).abs().max() > 0

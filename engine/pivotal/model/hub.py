@@ -31,11 +31,13 @@ def fetch(
     offline = local_files_only or constants.HF_HUB_OFFLINE
     try:
         if offline:
-            return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+            place = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+            logger.info("%s, revision %s, from the local cache", repository, place.name)
+            return place
         info = HfApi().model_info(repository, revision=revision)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         wanted = needed(names, repository, variant)
-        logger.info("fetching %s: %s", repository, ", ".join(wanted))
+        logger.info("fetching %s, revision %s: %s", repository, info.sha, ", ".join(wanted))
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except ModelError:
         raise

@@ -27,11 +27,11 @@ from pivotal.model.single_file_config import (
     under,
 )
 from pivotal.model.tokenizers import ClipTokenizer
-from pivotal.model.vocabulary import clip_vocabulary
+from pivotal.model.vocabulary import END, clip_vocabulary
 from pivotal.model.weights import Found, place_of, put, tensors_of
 from pivotal.runtime.precision import Precision
 
-_SECOND_PADDING = "!"  # SDXL's second tokenizer
+_OPEN_CLIP_PADDING = "!"  # token 0, which OpenCLIP was trained to pad with; CLIP pads with its end
 _RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
 
 Take = Callable[[Tensor], Tensor]
@@ -80,7 +80,7 @@ def _parts(
         for name in ("text_encoder", "text_encoder_2")
         if name in configs
     }
-    tokenizers = _tokenizers(tokenizer, configs)
+    tokenizers = _tokenizers(tokenizer, configs, file.prefixes)
     networks: dict[str, tuple[Any, Places | None]] = {"unet": (unet, _unet_places(unet))}
     networks |= {
         name: (each, _text_places(each, file.prefixes[name])) for name, each in encoders.items()
@@ -133,7 +133,9 @@ def autoencoder_of_file(
     return network
 
 
-def _tokenizers(folder: Path | None, configs: Mapping[str, Config]) -> tuple[ClipTokenizer, ...]:
+def _tokenizers(
+    folder: Path | None, configs: Mapping[str, Config], prefixes: Mapping[str, str]
+) -> tuple[ClipTokenizer, ...]:
     """A tokenizer for each text encoder. Raises ModelError for a vocabulary of another size."""
     made = []
     for name in ("text_encoder", "text_encoder_2"):
@@ -148,7 +150,7 @@ def _tokenizers(folder: Path | None, configs: Mapping[str, Config]) -> tuple[Cli
         tokenizer = ClipTokenizer(
             source,
             int(configs[name]["max_position_embeddings"]),
-            padding=_SECOND_PADDING if name == "text_encoder_2" else None,
+            padding=_OPEN_CLIP_PADDING if prefixes[name] in OPEN_CLIP else END,
         )
         size, known = int(configs[name]["vocab_size"]), len(tokenizer.vocabulary)
         if known != size:
