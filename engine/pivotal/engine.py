@@ -208,6 +208,7 @@ class Engine:
         method: str = "null-text",
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
+        negative_prompt: str = "",
         options: Mapping[str, Any] | None = None,
         size: Size | None = None,
         policy: FitPolicy = "crop",
@@ -218,12 +219,21 @@ class Engine:
 
         image: a path, encoded bytes, a PIL image, an array or a tensor. guidance_scale: of the
         replay and the edits (the family's default if None). options: the method's own.
+        negative_prompt: what guidance leads away from, in the empty prompt's place; null-text's
+        fit then starts from it. It is stored, and edits use it.
         size: (height, width) in pixels, the model's default if None, or "source", the image's own.
         policy: how the image gets that size, as `images.model_size` says; "fit" keeps all of it and
         its aspect. `report["cached"]` of what is returned says whether the cache had it.
         """
         settings = checked_settings(
-            self._runner, method, num_inference_steps, guidance_scale, options, size, policy
+            self._runner,
+            method,
+            num_inference_steps,
+            guidance_scale,
+            options,
+            size,
+            policy,
+            negative_prompt,
         )
         watch = Watch(on_progress, None, cancellation)
         (outcome,) = inverting.invert_many(
@@ -241,6 +251,7 @@ class Engine:
         method: str = "null-text",
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
+        negative_prompt: str = "",
         options: Mapping[str, Any] | None = None,
         size: Size | None = None,
         policy: FitPolicy = "crop",
@@ -259,7 +270,14 @@ class Engine:
         holds them and the errors.
         """
         settings = checked_settings(
-            self._runner, method, num_inference_steps, guidance_scale, options, size, policy
+            self._runner,
+            method,
+            num_inference_steps,
+            guidance_scale,
+            options,
+            size,
+            policy,
+            negative_prompt,
         )
         texts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if not images or len(texts) != len(images):
@@ -282,17 +300,21 @@ class Engine:
         inversion: Inversion,
         *,
         guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
         callback_on_step_end: CallbackOnStepEnd | None = None,
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
     ) -> Reconstruction:
         """Sample an inversion back without an edit, and say what was lost and to what.
 
-        guidance_scale: the inversion's own if None. Where guidance or inversion loses more than the
-        autoencoder, it is sampled back at guidance 1 as well, to tell the two apart.
+        guidance_scale, negative_prompt: the inversion's own if None. Where guidance or inversion
+        loses more than the autoencoder, it is sampled back at guidance 1 as well, to tell the two
+        apart.
         """
         watch = self._watch(on_progress, callback_on_step_end, cancellation)
-        return replaying.reconstruct(self._runner, inversion, guidance_scale, watch)
+        return replaying.reconstruct(
+            self._runner, inversion, guidance_scale, watch, negative_prompt
+        )
 
     def edit(
         self,
@@ -300,6 +322,7 @@ class Engine:
         target: str | Edit | Sequence[str | Edit],
         *,
         guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
         callback_on_step_end: CallbackOnStepEnd | None = None,
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
@@ -310,6 +333,7 @@ class Engine:
             inversion,
             [target] if isinstance(target, str | Edit | Conditioning) else target,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             callback_on_step_end=callback_on_step_end,
             on_progress=on_progress,
             cancellation=cancellation,
@@ -322,6 +346,7 @@ class Engine:
         targets: Sequence[str | Edit],
         *,
         guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
         callback_on_step_end: CallbackOnStepEnd | None = None,
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
@@ -332,11 +357,12 @@ class Engine:
         targets: prompts or `Edit`s. options: `Edit`'s fields for targets given as text
         (`cross_replace_steps`, `self_replace_steps`, `weights`, `blend`, ..). Up to 8 targets share
         a batch with the source; more are run in several, and the callback hears each.
+        negative_prompt: the inversion's own if None; a method that was fitted takes no other.
         Raises EditWithoutEffectError for an edit that would do nothing.
         """
         watch = self._watch(on_progress, callback_on_step_end, cancellation)
         return replaying.edit_many(
-            self._runner, inversion, list(targets), guidance_scale, watch, options
+            self._runner, inversion, list(targets), guidance_scale, watch, options, negative_prompt
         )
 
     def generate(

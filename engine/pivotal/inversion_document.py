@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .images import FitPolicy, Fitted
 
-SCHEMA = 2
-"""2 added a checksum and the versions of diffusers and transformers; 1 is still read."""
+SCHEMA = 3
+"""2 added a checksum and the versions of diffusers and transformers, 3 the negative prompt; older
+ones are still read."""
 
 _MAX_SIDE = 1_000_000  # pixels; more is no picture's
 
@@ -25,7 +26,8 @@ def check_document(document: Any) -> None:
     schema = document["schema"]
     if not _is_whole(schema) or schema < 1:
         raise ValueError(f"schema {schema!r}")
-    for name, (what, accepts) in _PARTS.items():
+    parts = _PARTS if schema >= 3 else {k: v for k, v in _PARTS.items() if k != "negative_prompt"}
+    for name, (what, accepts) in parts.items():
         if not accepts(document[name]):
             raise ValueError(f"{name} is {_short(document[name])}, {what} is expected")
     fit = document["fit"]
@@ -84,6 +86,7 @@ def _is_mapping(value: Any) -> bool:
 
 _PARTS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "prompt": ("a text", _is_text),
+    "negative_prompt": ("a text", _is_text),
     "method": ("a text", _is_text),
     "options": ("a mapping", _is_mapping),
     "guidance_scale": ("a finite number", _is_finite),

@@ -36,7 +36,7 @@ _DTYPES = (
 )  # fmt: skip
 _NAMES = (
     "prompt", "method", "options", "guidance_scale", "num_inference_steps", "model", "family",
-    "fingerprint", "image_digest", "schedule", "report",
+    "fingerprint", "image_digest", "schedule", "report", "negative_prompt",
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ class Inversion:
 
     latents: [1, C, h, w] float32, the encoded image. inverted: one image's. guidance_scale: of the
     replay and so of edits. schedule: the effective one, as recorded. report: figures of the run.
+    negative_prompt: in the empty prompt's place.
     """
 
     picture: Fitted
@@ -62,6 +63,7 @@ class Inversion:
     image_digest: str
     schedule: Mapping[str, Any]
     report: Mapping[str, Any] = field(default_factory=dict)
+    negative_prompt: str = ""
 
     def with_report(self, report: Mapping[str, Any]) -> Inversion:
         return replace(self, report={**self.report, **report})
@@ -210,7 +212,7 @@ def _inversion(document: dict[str, Any], tensors: dict[str, Tensor]) -> Inversio
         picture=fitted(document["fit"], tensors["picture"]),
         latents=latents,
         inverted=Inverted(noise, stored),
-        **{name: document[name] for name in _NAMES},
+        **{name: document[name] for name in _NAMES if name in document},
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from .driver import require
 from .images import FitPolicy, Fitted, ImageSource, Size, fit, read_image, warn_if_far
 from .inversion.registry import Method, method_named
+from .negative_prompts import checked_negative
 from .running import Clock, Runner
 from .schedule import Schedule
 
@@ -25,6 +26,7 @@ class Settings:
     policy: FitPolicy
     multiple: int  # of pixels, along a side
     trained: tuple[int, int]  # the size that the model was trained for
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def checked_settings(
     options: Mapping[str, Any] | None,
     size: Size | None,
     policy: FitPolicy,
+    negative_prompt: str = "",
 ) -> Settings:
     """Raises ValueError for a wrong argument, BackendError for a method that can't run here."""
     chosen = method_named(method)
@@ -68,6 +71,7 @@ def checked_settings(
         policy,
         runner.model.autoencoder.scale,
         runner.model.default_size,
+        checked_negative(negative_prompt, chosen, scale),
     )
 
 

@@ -118,7 +118,7 @@ class _Run:
         clock = Clock()
         method, size = settings.method, task.picture.size
         conditioning = runner.encode([task.prompt], size)
-        null = runner.encode([""], size)
+        null = runner.encode([settings.negative_prompt], size)
         latents = runner.encode_picture(task.picture.pixels)
         algorithm = method.invert(settings.schedule, latents, conditioning, null, settings.options)
         clock.lap("encode")
@@ -155,6 +155,7 @@ class _Run:
             fingerprint=model.fingerprint,
             image_digest=self.task.image_digest,
             schedule=grid.record(),
+            negative_prompt=settings.negative_prompt,
             report={
                 "cached": False,
                 "seconds": {
@@ -190,6 +191,7 @@ def _from_cache(
             policy=task.picture.policy,
             fingerprint=runner.model.fingerprint,
             prompt=task.prompt,
+            negative_prompt=settings.negative_prompt,
             schedule=settings.method.grid(settings.schedule, settings.options).record(),
             method=settings.method.name,
             options=asdict(settings.options),

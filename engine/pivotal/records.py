@@ -48,6 +48,7 @@ def inversion_record(inversion: Inversion, found: Reconstruction) -> dict[str, A
         "unet_rows": report["unet_rows"],
         "cached": bool(report.get("cached")),
         "prompt": inversion.prompt,
+        "negative_prompt": inversion.negative_prompt,
         "options": dict(inversion.options),
         "schedule": dict(inversion.schedule),
     }

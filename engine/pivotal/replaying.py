@@ -20,6 +20,7 @@ from .images import psnr
 from .inversion.registry import method_named
 from .inversion_file import Inversion
 from .model.fingerprint import DISPLAYED
+from .negative_prompts import under_negative
 from .quality import dominant_error
 from .query import Conditioning
 from .results import Edited, Reconstruction
@@ -51,7 +52,7 @@ def replay(
         schedule,
         inverted,
         conditioning,
-        runner.encode([""] * len(prompts), size),
+        runner.encode([inversion.negative_prompt] * len(prompts), size),
         guidance_scale,
         watch.over(control, method.grid(schedule, options)),
         options,
@@ -73,13 +74,18 @@ def replay(
 
 
 def reconstruct(
-    runner: Runner, inversion: Inversion, guidance_scale: float | None, watch: Watch
+    runner: Runner,
+    inversion: Inversion,
+    guidance_scale: float | None,
+    watch: Watch,
+    negative_prompt: str | None = None,
 ) -> Reconstruction:
     """The inversion without an edit, and what was lost to what."""
     clock = Clock()
     require_fitting(runner, inversion)
     scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
     scale = runner.checked_scale(scale)
+    inversion = under_negative(inversion, negative_prompt, scale)
     overflows = runner.overflows
     job = replay(runner, inversion, [inversion.prompt], scale, NoEdit(), watch)
     clock.lap("sample")
@@ -130,12 +136,14 @@ def edit_many(
     guidance_scale: float | None,
     watch: Watch,
     options: Mapping[str, Any],
+    negative_prompt: str | None = None,
 ) -> Edited:
     """All targets of one inversion, at most `TARGETS_AT_ONCE` beside the source in one batch."""
     clock = Clock()
     require_fitting(runner, inversion)
     scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
     scale = runner.checked_scale(scale)
+    inversion = under_negative(inversion, negative_prompt, scale)
     edits = as_edits(targets, options)
     _require_masks_of_size(edits, inversion.picture.size)
     edits, rows_before = _with_word_masks(runner, inversion, edits, scale, watch)

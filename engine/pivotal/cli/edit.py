@@ -65,6 +65,10 @@ def edit(
     ] = None,
     mask: Mask = None,
     guidance_scale: GuidanceScale = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(help="What guidance leads away from. Default: the inversion's own."),
+    ] = None,
     animation: Animation = None,
     report: Annotated[
         Path | None,
@@ -97,6 +101,7 @@ def edit(
             source,
             edits,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             callback_on_step_end=frames,
             on_progress=bar,
         )

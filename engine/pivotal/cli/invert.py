@@ -50,6 +50,9 @@ def invert(
     method: Method = "null-text",
     steps: Steps = 50,
     guidance_scale: GuidanceScale = None,
+    negative_prompt: Annotated[
+        str, typer.Option(help="What guidance leads away from; kept for edits.")
+    ] = "",
     option: Option = None,
     seed: Annotated[
         int | None, typer.Option(help="For methods that draw noise (`pivotal methods`).")
@@ -96,6 +99,7 @@ def invert(
                 method=method,
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
+                negative_prompt=negative_prompt,
                 options=options,
                 size=fitted,
                 policy=policy,  # type: ignore[arg-type]  # the engine names the accepted ones

@@ -37,6 +37,7 @@ class Method:
     needs: frozenset[type]  # the query types it asks
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name to its shape, less B
     fits_guidance: bool = False  # its options hold the guidance scale it is fitted for
+    uses_null: bool = True  # its replay is guided away from the empty or negative prompt
     # Of a model's schedule and typed options: the schedule whose levels `replay` goes through.
     grid: Callable[[Schedule, Any], Schedule] = lambda schedule, options: schedule
     # Of typed options and the schedule's steps: the first step that `replay` runs.

@@ -113,6 +113,7 @@ METHODS: Mapping[str, Method] = {
             options=negative_prompt.NegativePromptOptions,
             needs=frozenset({Denoise}),
             stored={"clean": ("latents",)},
+            uses_null=False,
         ),
         Method(
             name="direct",
