@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pivotal.cli import main
+from pivotal.demo import subjects
 from pivotal.engine import Engine
 from pivotal.errors import BackendError
 from pivotal.inversion_file import read_inversion, write_inversion
@@ -100,6 +102,7 @@ def test_engines_for_two_gpus_are_built_from_the_same_files(exported, tmp_path):
 
 
 README = (Path(__file__).parents[3] / "README.md").read_text()
+BUNDLED = Path(str(resources.files("pivotal"))) / "bundled"
 
 
 def test_the_demos_scene_that_torch_inverted_is_edited_by_the_commands_of_the_readme(
@@ -111,8 +114,13 @@ def test_the_demos_scene_that_torch_inverted_is_edited_by_the_commands_of_the_re
     monkeypatch.setenv("PIVOTAL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "shapes-onnx").symlink_to(exported)
     outside = edit[edit.index("--backend") :]
+    scene = next(each for each in subjects() if each.stem == "scene")
+    assert scene.edit.target in edit
     with contextlib.chdir(tmp_path):
-        call("demo", "--steps", "2", "-o", "out/demo")
+        Path("out/demo").mkdir(parents=True)
+        picture = str(BUNDLED / "pictures" / scene.file)
+        asked = ("--prompt", scene.prompt, "--method", "direct", "--steps", "10")
+        call("invert", picture, *asked, "-o", "out/demo/scene.safetensors")
         call(*edit[1:], "-o", "onnx.png")
         call(*[word for word in edit[1:] if word not in outside], "-o", "torch.png")
         mine, torchs = (np.asarray(Image.open(f"{name}.png")) for name in ("onnx", "torch"))
