@@ -23,9 +23,9 @@ import torch
 
 from pivotal.bench.environment import environment
 from pivotal.bench.rows import append
-from pivotal.model.load import load
-from pivotal.runtime.exported.onnx_export import export_onnx
-from pivotal.runtime.exported.parts import PLAIN, UNET
+from pivotal.model.load import Model, load
+from pivotal.runtime.exported.onnx_export import checked, export_onnx, write_onnx
+from pivotal.runtime.exported.parts import PLAIN, UNET, parts_of
 from pivotal.runtime.exported.profile import ShapeProfile, Span
 from pivotal.runtime.exported.tensorrt_api import api_of
 from pivotal.runtime.exported.tensorrt_build import BuildOptions, build
@@ -53,12 +53,13 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     profile = ShapeProfile(arguments.rows, side, side)
     model = load(arguments.model, dtype=arguments.dtype)
     scale = model.autoencoder.scale
-    record, seconds = timed(partial(export_onnx, model, profile, onnx))
+    work = routed_unet if arguments.unet_only else all_networks
+    errors, seconds = timed(partial(work, model, profile, onnx))
     found: dict[str, Any] = {
         "onnx": {
             "seconds": seconds,
             "bytes": sizes(onnx),
-            "largest_difference": record.errors,
+            "largest_difference": errors,
             "peak_bytes": peak(),
         }
     }
@@ -68,7 +69,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         api = api_of("tensorrt_rtx")
         options = BuildOptions(sm=tuple(arguments.sm), buckets=(arguments.rows.high,))
         found["tensorrt_rtx"] = {"version": api.version, "seconds": {}}
-        for name in (UNET, PLAIN):
+        for name in (UNET,) if arguments.unet_only else (UNET, PLAIN):
             plan, seconds = timed(
                 partial(build, onnx / f"{name}.onnx", profile, scale, api, options)
             )
@@ -77,6 +78,18 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             found["tensorrt_rtx"]["seconds"][name] = seconds
         found["tensorrt_rtx"] |= {"bytes": sizes(engines), "peak_bytes": peak()}
     return found
+
+
+def all_networks(model: Model, profile: ShapeProfile, folder: Path) -> dict[str, float]:
+    return export_onnx(model, profile, folder).errors
+
+
+def routed_unet(model: Model, profile: ShapeProfile, folder: Path) -> dict[str, float]:
+    """The UNet with routes alone, compared as `export_onnx` does."""
+    part = next(parts_of(model, profile))
+    path = folder / f"{part.name}.onnx"
+    write_onnx(part, profile, path, {"pivotal.model": model.name})
+    return {part.name: checked(part, path, profile)}
 
 
 def peak() -> int:
@@ -91,6 +104,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="pixels")
     parser.add_argument("--rows", type=Span.parse, default=Span(2, 2))
     parser.add_argument("--sm", nargs="*", default=[], help="engines for these, as 89 120")
+    parser.add_argument("--unet-only", action="store_true", help="the UNet with routes alone")
     parser.add_argument("--keep", type=Path, help="a new folder for the files")
     arguments = parser.parse_args()
     if arguments.keep is None:
@@ -105,6 +119,7 @@ def main() -> None:
         "side": arguments.side,
         "rows": str(arguments.rows),
         "sm": arguments.sm,
+        "unet_only": arguments.unet_only,
         "shared_machine": True,
     }
     row = {
