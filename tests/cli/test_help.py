@@ -16,7 +16,7 @@ from pivotal.editing import alignment
 from pivotal.images import FitPolicy
 from pivotal.inversion import registry
 from pivotal.model.families import FAMILIES
-from pivotal.model.load import BUNDLED
+from pivotal.model.located import BUNDLED
 from pivotal.runtime.precision import NAMED as LOADABLE
 
 EXAMPLE = re.compile(r"`(pivotal [^`]+)`")

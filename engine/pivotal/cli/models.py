@@ -102,7 +102,7 @@ def info(name: Name, reading: Reading, terminal: Terminal) -> None:
     from pivotal.model.families import family_named
     from pivotal.model.folder import ModelFolder
     from pivotal.model.inspection import facts, stored
-    from pivotal.model.load import configs_of, located
+    from pivotal.model.located import configs_of, located
     from pivotal.model.single_file import SingleFile
 
     family = None if reading.family is None else family_named(reading.family)

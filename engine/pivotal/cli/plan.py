@@ -31,7 +31,8 @@ def plan(
     from rich.table import Table
 
     from pivotal.inversion.registry import method_named
-    from pivotal.model.load import default_size, described
+    from pivotal.model.load import default_size
+    from pivotal.model.located import described
     from pivotal.planning import Planner
     from pivotal.runtime.memory_plan import NetworkMemory, said
     from pivotal.runtime.precision import precision_of
