@@ -107,7 +107,7 @@ def test_float32_is_close_to_the_baseline_and_stays_float32(
     ours = invert(denoiser, schedule, one, early_stop=0.0, early_stop_growth=0.0, **options)
     assert ours.noise.dtype == ours.stored["null_embeddings"].dtype == torch.float32
     apart = torch.stack(theirs.nulls, dim=1) - ours.stored["null_embeddings"].double()
-    assert apart[:, 0].abs().median() < 1e-5
+    assert apart[:, 0].abs().median() < 2e-5
     assert apart[:, 0].abs().max() < 1e-3
     # Adam's sign-like first steps make float32 rounding grow about tenfold a step from here on.
     first = [step[0] for step in theirs.losses[:2]]

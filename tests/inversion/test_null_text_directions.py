@@ -103,7 +103,7 @@ def test_every_direction_is_the_textbooks(calm, calm_unet, gentle, case, kind):
         return unet(z, level.timestep, encoder_hidden_states=hidden).sample
 
     with torch.no_grad():
-        near = eps_of(null.hidden_states + 0.02 * cond.hidden_states.roll(1, dims=1))
+        near = eps_of(null.hidden_states + 0.02 * cond.hidden_states.roll(2, dims=1))
     slope = torch.full((1,), 0.6, dtype=torch.float64)
     alpha_bar = torch.tensor([level.alpha_bar], dtype=torch.float64)
     residual = Residual(z, torch.tensor([level.timestep]), alpha_bar, slope, -0.6 * near)
