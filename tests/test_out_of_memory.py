@@ -10,7 +10,7 @@ from pivotal.driver import drive, drive_many
 from pivotal.engine import Engine
 from pivotal.errors import OutOfMemoryError
 from pivotal.query import Denoise
-from pivotal.runtime.out_of_memory import saying
+from pivotal.runtime.out_of_memory import is_out_of_memory, saying
 from pivotal.schedule import NoiseLevel
 
 LEVEL = NoiseLevel(0.5, 500.0)
@@ -187,3 +187,18 @@ def test_an_autoencoder_out_of_memory_is_said_in_a_sentence(monkeypatch):
     monkeypatch.setattr(engine.model.autoencoder, "decode", full)
     with pytest.raises(OutOfMemoryError, match="while decoding latents of 16 x 16: use a smaller"):
         engine.decode(torch.zeros(1, 4, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (ValueError("CUDA error: out of memory"), False),
+    ],
+)
+def test_a_devices_other_ways_to_run_out_are_told_from_its_other_errors(error, memory):
+    assert is_out_of_memory(error) is memory

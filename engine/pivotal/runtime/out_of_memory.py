@@ -11,12 +11,21 @@ from pivotal.errors import OutOfMemoryError
 
 ADVICE = "use a smaller size, dtype float16, gradient checkpointing, or set a memory limit"
 
+_SIGNS = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """A device's, or the CPU's, which torch tells by its allocator's name alone."""
+    """A device's, or what torch tells by its text alone: the CPU allocator's, CUDA's own (an
+    AcceleratorError), and cuBLAS's, which found no room for its workspace.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 @contextmanager
