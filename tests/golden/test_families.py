@@ -158,6 +158,27 @@ def test_null_text_and_its_replay_are_the_references(case):
     torch.testing.assert_close(case.replay(null_text, inverted), wanted, **CLOSE)
 
 
+def test_the_pooled_vector_is_fitted_on_request(latents, prompts):
+    case = Case(*FAMILIES["sdxl"], latents, prompts)
+    pivots = case.pivots()
+    one, null = map(text, case.one)
+    nulls = golden.null_texts(
+        case.plain, case.grid, pivots, one, null, SCALE, UPDATES, pooled_too=True
+    )
+    inverted = fitted(case, fit_pooled=True)
+    pooled = inverted.stored["null_pooled"][0]
+    torch.testing.assert_close(pooled, torch.cat([each.pooled for each in nulls]), **CLOSE)
+    assert (pooled != null.pooled).any()
+    wanted = golden.sample(case.plain, case.grid, pivots[-1], one, nulls, SCALE)
+    torch.testing.assert_close(case.replay(null_text, inverted), wanted, **CLOSE)
+
+
+def test_a_pooled_vector_that_is_not_there_is_not_fitted(latents, prompts):
+    case = Case(*FAMILIES["sd1"], latents, prompts)
+    with pytest.raises(ValueError, match="which this model has not"):
+        fitted(case, fit_pooled=True)
+
+
 def test_direct_inversion_is_the_references(case):
     pivots = case.pivots()
     inverted = case.invert(direct)

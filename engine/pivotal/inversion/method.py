@@ -36,6 +36,7 @@ class Method:
     options: type
     needs: frozenset[type]  # the query types it asks
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name to its shape, less B
+    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # stored on request
     fits_guidance: bool = False  # its options hold the guidance scale it is fitted for
     uses_null: bool = True  # its replay is guided away from the empty or negative prompt
     # Of a model's schedule and typed options: the schedule whose levels `replay` goes through.
@@ -47,7 +48,7 @@ class Method:
         """Raise InversionFileError unless what is stored is what this method's replay needs.
 
         Dimensions: "steps", "levels" (one more), "latents" (C, h, w), "length" and "width" of the
-        conditioning.
+        conditioning, "pooled" (width of the pooled vector, 0 without one).
         """
         length, width = conditioning.hidden_states.shape[1:]
         sizes: dict[str, tuple[int, ...]] = {
@@ -56,8 +57,10 @@ class Method:
             "latents": tuple(inverted.noise.shape[1:]),
             "length": (length,),
             "width": (width,),
+            "pooled": (0 if conditioning.pooled is None else conditioning.pooled.shape[1],),
         }
-        for name, dimensions in self.stored.items():
+        asked = {name: dims for name, dims in self.optional.items() if name in inverted.stored}
+        for name, dimensions in {**self.stored, **asked}.items():
             shape = [inverted.noise.shape[0]]
             for dimension in dimensions:
                 shape.extend(sizes[dimension])

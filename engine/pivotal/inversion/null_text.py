@@ -29,6 +29,9 @@ class NullTextOptions:
     Step i counts from the noisiest, 0. learning_rate falls as `1 - i / 100`; beyond 50
     steps as `1 - i / (2 steps)`, so that it never reaches 0. A row stops when its loss before the
     last update was under `early_stop + i * early_stop_growth` (mean square of latents).
+
+    fit_pooled: SDXL's pooled vector is fitted along with the hidden states, by the same Adam; twice
+    the gradients. The paper's models have none.
     """
 
     guidance_scale: float = 7.5
@@ -36,6 +39,7 @@ class NullTextOptions:
     learning_rate: float = 1e-2
     early_stop: float = 1e-5
     early_stop_growth: float = 2e-5
+    fit_pooled: bool = False
 
     def __post_init__(self) -> None:
         if self.inner_steps < 0:
@@ -55,7 +59,11 @@ def invert(
 
     null: the empty prompt's conditioning, B rows. Each image stops its own fits early. Costs at
     most `steps * (1 + 1 + inner) + steps` UNet rows an image, and `steps * inner` backward.
+    With fit_pooled it stores `null_pooled` [B, steps, P] too. Raises ValueError for fit_pooled
+    where there is no pooled vector.
     """
+    if options.fit_pooled and null.pooled is None:
+        raise ValueError("fit_pooled=True fits SDXL's pooled vector, which this model has not")
 
     def by_adam(residual: Residual, null: Conditioning, step: int) -> Algorithm[Fitted]:
         return fit(residual, null, step, schedule.steps, options)
@@ -63,7 +71,7 @@ def invert(
     return (
         yield from along_pivots(
             schedule, latents, conditioning, null, options.guidance_scale, by_adam,
-            options.inner_steps,
+            options.inner_steps, keep_pooled=options.fit_pooled,
         )
     )  # fmt: skip
 
@@ -71,27 +79,33 @@ def invert(
 def fit(
     residual: Residual, null: Conditioning, step: int, steps: int, options: NullTextOptions
 ) -> Algorithm[Fitted]:
-    """Minimise Eq. 3, a step's mean squared distance from its pivot, over the null embedding by
-    Adam, its state fresh. Rows that stop are not asked again.
+    """Minimise Eq. 3, a step's mean squared distance from its pivot, over the null embedding (and
+    the pooled vector, if asked) by Adam, its state fresh. Rows that stop are not asked again.
     """
-    embedding = null.hidden_states
+    embedding, pooled = null.hidden_states, null.pooled
     losses = embedding.new_full((residual.rows, options.inner_steps), torch.nan)
     learning_rate = options.learning_rate * (1 - step / max(100, 2 * steps))
     enough = options.early_stop + step * options.early_stop_growth
 
     active = torch.arange(residual.rows, device=embedding.device)  # rows still being fitted
     state = AdamState.fresh(embedding)
+    of_pooled = None if pooled is None or not options.fit_pooled else AdamState.fresh(pooled)
     for inner in range(options.inner_steps):
-        here = replace(null, hidden_states=embedding).select(active)
+        here = replace(null, hidden_states=embedding, pooled=pooled).select(active)
         answer = yield from residual.select(active).gradient(here)
+        if pooled is not None and of_pooled is not None:
+            other = yield from residual.select(active).gradient(here, "pooled")
+            vector, of_pooled = adam_step(pooled[active], other.gradient, of_pooled, learning_rate)
+            pooled = pooled.index_copy(0, active, vector)
         moved, state = adam_step(embedding[active], answer.gradient, state, learning_rate)
         embedding = embedding.index_copy(0, active, moved)
         losses[active, inner] = answer.loss.to(losses.dtype)
         going_on = (answer.loss >= enough).nonzero().flatten()
         active, state = active[going_on], state.select(going_on)
+        of_pooled = None if of_pooled is None else of_pooled.select(going_on)
         if len(active) == 0:
             break
-    return Fitted(replace(null, hidden_states=embedding), losses)
+    return Fitted(replace(null, hidden_states=embedding, pooled=pooled), losses)
 
 
 def replay(
@@ -109,12 +123,15 @@ def replay(
     empty prompt's. inverted, conditioning and null hold R rows each. options: of the inversion;
     what was fitted is stored, so none is needed.
     """
-    embeddings = inverted.stored["null_embeddings"]
+    embeddings, vectors = inverted.stored["null_embeddings"], inverted.stored.get("null_pooled")
 
     def fitted(step: int) -> Conditioning:
         takes = control.takes_fitted_null(step, len(embeddings)).to(embeddings.device)
         here = torch.where(takes[:, None, None], embeddings[:, step], null.hidden_states)
-        return replace(null, hidden_states=here)
+        pooled = null.pooled
+        if pooled is not None and vectors is not None:
+            pooled = torch.where(takes[:, None], vectors[:, step], pooled)
+        return replace(null, hidden_states=here, pooled=pooled)
 
     return (
         yield from sample(schedule, inverted.noise, conditioning, fitted, guidance_scale, control)

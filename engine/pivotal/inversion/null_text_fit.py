@@ -18,6 +18,7 @@ from pivotal.query import (
     Noise,
     NoiseGradient,
     Progress,
+    Wrt,
     every_row,
 )
 from pivotal.sampling.steps import ddim_coefficients, ddim_step, guide
@@ -82,11 +83,11 @@ class Residual:
             self.short[rows],
         )
 
-    def gradient(self, null: Conditioning) -> NoiseGradient:
+    def gradient(self, null: Conditioning, wrt: Wrt = "hidden_states") -> NoiseGradient:
         """The question for the loss `mean((slope * eps_u + short)^2)` and its gradient."""
         return NoiseGradient(
             self.latents, self.timesteps, self.alpha_bars, null,
-            scale=self.slope, offset=self.short,
+            scale=self.slope, offset=self.short, wrt=wrt,
         )  # fmt: skip
 
     def noise(self, null: Conditioning) -> Denoise:
@@ -129,16 +130,18 @@ def along_pivots(
     guidance_scale: float,
     fit: Fit,
     updates: int,
+    *,
+    keep_pooled: bool = False,
 ) -> Algorithm[Inverted]:
     """DDIM's pivots at guidance 1, and down along them a fit each timestep, from the last one's.
 
     Latents [B, C, h, w] float32 to noise and `null_embeddings` [B, steps, L, D] float32.
-    Diagnostics: `losses` [B, steps, updates].
+    keep_pooled: store `null_pooled` [B, steps, P] too. Diagnostics: `losses` [B, steps, updates].
     """
     pivots = yield from ddim.trajectory(schedule, latents, conditioning, null, ddim.DDIMOptions())
     latents = pivots[-1]
     unfitted = latents.new_full((latents.shape[0], updates), torch.nan)
-    embeddings, losses = [], []
+    embeddings, pooled, losses = [], [], []
     for step, high, low in schedule.descending():
         yield from Progress("fit", step, schedule.steps)
         cond = yield from Denoise.at(latents, high, conditioning)
@@ -153,9 +156,14 @@ def along_pivots(
             uncond = yield from Denoise.at(latents, high, null)
         latents = ddim_step(guide(uncond, cond, guidance_scale), low)
         embeddings.append(null.hidden_states)
+        if keep_pooled and null.pooled is not None:
+            pooled.append(null.pooled)
         losses.append(fitted.losses)
+    stored = {"null_embeddings": torch.stack(embeddings, dim=1)}
+    if pooled:
+        stored["null_pooled"] = torch.stack(pooled, dim=1)
     return Inverted(
         noise=pivots[-1],
-        stored={"null_embeddings": torch.stack(embeddings, dim=1)},
+        stored=stored,
         diagnostics={"losses": torch.stack(losses, dim=1)},
     )

@@ -54,6 +54,7 @@ METHODS: Mapping[str, Method] = {
             options=null_text.NullTextOptions,
             needs=frozenset({Denoise, NoiseGradient}),
             stored={"null_embeddings": ("steps", "length", "width")},
+            optional={"null_pooled": ("steps", "pooled")},
             fits_guidance=True,
         ),
         Method(
