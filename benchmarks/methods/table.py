@@ -81,7 +81,14 @@ def run(task: Task) -> list[dict[str, Any]]:
     return [{**each, **known, **row} for each, row in zip(asked, found, strict=True)]
 
 
-def tasks_of(names: Sequence[str], only: str, scenes: int, model: str, steps: int) -> list[Task]:
+def tasks_of(
+    names: Sequence[str],
+    only: str,
+    scenes: int,
+    model: str,
+    steps: int,
+    labels: Sequence[str] | None = None,
+) -> list[Task]:
     """The first group of scenes of every trial, then the second, ..: a run that ends early has
     measured all trials alike.
     """
@@ -89,7 +96,7 @@ def tasks_of(names: Sequence[str], only: str, scenes: int, model: str, steps: in
         Task(name, (trial,), first, min(GROUP, most - first), model, steps)
         for name in names
         for trial in STUDIES[name]()
-        if only in trial.label
+        if only in trial.label and (labels is None or trial.label in labels)
         for most in (min(scenes, trial.scenes),)
         for first in range(0, most, GROUP)
     ]
@@ -100,7 +107,7 @@ def main() -> None:
     given = _parse()
     started = time.monotonic()
     names = list(STUDIES) if given.study == "all" else given.study.split(",")
-    tasks = tasks_of(names, given.only, given.scenes, given.model, given.steps)
+    tasks = tasks_of(names, given.only, given.scenes, given.model, given.steps, given.label)
     fingerprint = Engine.load(given.model, device="cpu").model.fingerprint
     console = Console(width=170)
     kept = [] if given.print_only else rows_of(given.results, fingerprint)
@@ -209,6 +216,7 @@ def _parse() -> argparse.Namespace:
         "--study", default="table", help=f"some of {', '.join(STUDIES)}, with commas; or all"
     )
     parser.add_argument("--only", default="", help="trials whose label contains this")
+    parser.add_argument("--label", action="append", help="a trial's whole label; may repeat")
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--scenes", type=int, default=64, help="at most; some trials take fewer")
     parser.add_argument("--steps", type=int, default=50)
