@@ -5,10 +5,10 @@
     python benchmarks/compiled.py start [--model random:sd1] [--side 8]
 
 `calls`: DDIM inversion, null-text fitting (10 Adam steps) and a P2P edit of latents, compiled and
-eager in turn; not timed unless both give the same latents. `routes`: one UNet batch of four rows,
-as an edit asks it, against the same rows without routes. `start`: seconds from a loaded network to
-a first answer with routes, whole and block by block, each in a process of its own, with an empty
-cache and with the one that the first left.
+eager in turn; not timed unless both give the same latents, or decibels of the fit's losses.
+`routes`: one UNet batch of four rows, as an edit asks it, against the same rows without routes.
+`start`: seconds from a loaded network to a first answer with routes, whole and block by block, each
+in a process of its own, with an empty cache and with the one that the first left.
 
 Sides take turns, so that a machine whose speed drifts slows both. CPU seconds of the process stand
 beside the clock's, which others' work lengthens; on a GPU the clock alone means something. Appends
@@ -222,7 +222,8 @@ def fitted(model: Model, steps: int, by: Denoiser) -> Tensor:
     latents, cond, null = start_of(model)
     options = null_text.NullTextOptions(early_stop=-1.0, early_stop_growth=0.0)
     schedule = model.levels.schedule(steps)
-    return drive(null_text.invert(schedule, latents, cond, null, options), by).noise
+    found = drive(null_text.invert(schedule, latents, cond, null, options), by)
+    return -10 * found.diagnostics["losses"].log10()
 
 
 def edited(model: Model, steps: int, by: Denoiser) -> Tensor:

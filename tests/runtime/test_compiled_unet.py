@@ -80,6 +80,15 @@ def test_compiled_is_eager_to_rounding(
     assert min(changes.values()) > 1e-5
 
 
+@needs_compiler
+def test_on_a_cpu_gradients_are_the_eager_ones(torch_denoiser, latents, prompts):
+    denoiser, eager = made(torch_denoiser, backend="inductor")
+    for query in questions(latents, prompts, None):
+        if isinstance(query, NoiseGradient):
+            assert torch.equal(denoiser.answer(query).gradient, eager.answer(query).gradient)
+    assert not denoiser.network.graphs.seconds
+
+
 def test_blocks_run_apart_share_weights_and_give_what_the_whole_network_gives(
     torch_denoiser, latents, prompts, swap_routes
 ):

@@ -12,7 +12,7 @@ from pivotal.attention_routes import AttentionRoutes
 from pivotal.driver import Denoiser, drive
 from pivotal.editing.routes import WORD_COLUMNS
 from pivotal.model.unet import AttentionLayer, RoutedUNet
-from pivotal.query import Algorithm, Answer, Conditioning, Denoise, NoiseGradient
+from pivotal.query import Algorithm, Answer, Conditioning, Denoise, NoiseGradient, Query
 
 from .buckets import BucketedDenoiser
 from .compiled_unet import CompiledUNet, CompileOptions
@@ -23,6 +23,9 @@ from .torch_denoiser import TorchDenoiser
 class CompiledDenoiser(BucketedDenoiser):
     """Answers as the eager denoiser that it is made from, to rounding; `LossGradient` is left to
     that one. Raises BackendError, when first asked, for a network that can't be compiled.
+
+    On a CPU `NoiseGradient` is left to it too: what torch 2.13 compiles for a CPU gave the bundled
+    model's null-embedding gradient 7 % off, where eager's is within 1e-6 of float64's.
     """
 
     def __init__(self, eager: TorchDenoiser, options: CompileOptions) -> None:
@@ -39,10 +42,16 @@ class CompiledDenoiser(BucketedDenoiser):
         if eager.device.type == "cuda" and options.cuda_graphs:
             inner = GraphedDenoiser(inner, eager.device)
         super().__init__(inner, options.buckets, unet.layers, eager=eager)
+        self._eager_gradients = eager.device.type == "cpu" and options.backend == "inductor"
 
     @property
     def name(self) -> str:
         return "compiled"
+
+    def answer(self, query: Query) -> Answer:
+        if self._eager_gradients and self.eager and isinstance(query, NoiseGradient):
+            return self.eager.answer(query)
+        return super().answer(query)
 
 
 def warm_up(
