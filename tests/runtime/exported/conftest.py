@@ -113,7 +113,7 @@ def tiny_model():
 
     def make(family="sd1", dtype="float32", device="cpu"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pivotal.model.load.FAMILIES", FAMILIES)
+            patch.setattr("pivotal.model.located.FAMILIES", FAMILIES)
             return load(f"random:{family}", dtype=dtype, device=device)
 
     return make
