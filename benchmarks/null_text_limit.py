@@ -1,6 +1,6 @@
 """Where null-text inversion's time goes, and what each way to make a gradient cheaper gives.
 
-    python benchmarks/null_text_limit.py [--steps 3] [--rounds 15] [--compile]
+    python benchmarks/null_text_limit.py [--steps 3] [--rounds 15]
 
 First, both ours and the plain transcription of the paper fit one drawn scene, ten Adam steps at
 each timestep: CPU seconds in the network's forward passes, in its backward passes, and in all else.
@@ -35,7 +35,7 @@ import null_text_speed as speed  # noqa: E402
 from baselines.attention import explicit_copy  # noqa: E402
 from pivotal.bench.environment import environment  # noqa: E402
 from pivotal.bench.rows import append  # noqa: E402
-from pivotal.driver import Denoiser, drive  # noqa: E402
+from pivotal.driver import drive  # noqa: E402
 from pivotal.engine import Engine  # noqa: E402
 from pivotal.inversion import null_text  # noqa: E402
 from pivotal.query import Denoise, NoiseGradient  # noqa: E402
@@ -49,7 +49,6 @@ def main() -> None:
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--compile", action="store_true", help="a compiled gradient too: minutes")
     given = parser.parse_args()
     engine = Engine.load(given.model)
     scenes = speed.Scenes.drawn(engine, 1)
@@ -150,9 +149,6 @@ def ways(engine: Engine, scenes: speed.Scenes, given: argparse.Namespace) -> dic
         "with the next timestep's row": lambda: plain.answer(two),
         "the next timestep's pass": lambda: plain.answer(beside),
     }
-    if given.compile:
-        compiled: Denoiser = speed.compiled(engine)
-        runs["compiled"] = lambda: compiled.answer(query)
     samples: dict[str, list[float]] = {name: [] for name in runs}
     with torch.no_grad():
         for turn in range(given.rounds + 1):
