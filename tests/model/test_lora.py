@@ -225,13 +225,18 @@ def test_several_add_up_in_any_order(sd_folder, theirs, layers, written):
     torch.testing.assert_close(copies(model), plain, atol=1e-6, rtol=0)
 
 
-def test_switching_compiles_nothing_again(sd_folder, theirs, layers, written):
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_switching_compiles_nothing_again(sd_folder, theirs, layers, written, whole):
+    """Of one residual block, whose convolution a LoRA changes; of the whole network if slow."""
     unet, _ = theirs
     path = written(kohya(layers, unet))
     model = load(sd_folder, family="sd1")
     counter = CompileCounter()
-    compiled = torch.compile(model.unet, backend=counter, dynamic=False)
+    network = model.unet if whole else model.unet.unet.get_submodule(RESIDUAL.rpartition(".")[0])
+    compiled = torch.compile(network, backend=counter, dynamic=False)
     inputs = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 20, 32)
+    if not whole:
+        inputs = torch.randn(1, 64, 4, 4), torch.randn(1, 64)
 
     def run():
         with torch.no_grad():

