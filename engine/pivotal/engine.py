@@ -105,6 +105,7 @@ class Engine:
         attention: Impl = "auto",
         tiled_vae: bool = False,
         batch_invariant: bool = False,
+        long_prompts: int = 1,
         **options: Any,
     ) -> Engine:
         """`model`: "shapes" (bundled), a diffusers folder, a hub id, or "random:<family>".
@@ -121,11 +122,19 @@ class Engine:
         memory, three times as slowly and a little differently (see `model.tiling`).
         batch_invariant: a result is bit for bit the same whatever shares its call or batch, at the
         cost of batches: rows go through the networks one by one, an edit's with its source's.
+        long_prompts: chunks of 77 tokens that every prompt is spread over, torch's backend alone.
+        A prompt that does not fit is refused (see `model.text.TextEncoder.take_long_prompts`).
         options: device, dtype, variant, revision, local_files_only, family, prediction_type,
         tokenizer, vae, lora, embedding, as `model.load.load`.
         """
         start = time.perf_counter()
+        if long_prompts != 1 and backend != "torch":
+            raise ValueError(
+                f"long_prompts={long_prompts} with backend {backend!r}: exported networks take one "
+                "chunk; use backend 'torch'"
+            )
         loaded = load(model, **options)
+        loaded.text.take_long_prompts(long_prompts)
         loaded.unet.use_attention(attention)
         loaded.autoencoder.tiled = tiled_vae
         in_torch = partial(

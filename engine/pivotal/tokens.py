@@ -16,6 +16,7 @@ class Tokens:
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int] | None, ...]
     length: int  # tokens that are not padding, start and end included
+    chunks: int = 1  # of equal length, each with a start, an end and padding of its own
 
     def words(self) -> list[Word]:
         """The words in order: runs without white space, less the punctuation at their ends."""

@@ -179,6 +179,14 @@ class ModelOptions(CheckpointOptions):
             rich_help_panel=_MODEL,
         ),
     ] = False
+    long_prompts: Annotated[
+        int,
+        typer.Option(
+            metavar="CHUNKS",
+            help="Spread prompts over so many chunks of 77 tokens; the same to invert and to edit.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = 1
 
     def bytes_allowed(self) -> int | None:
         if self.memory_limit is None:
@@ -208,6 +216,7 @@ class ModelOptions(CheckpointOptions):
             compile=self.compile,
             tiled_vae=self.tiled_vae,
             batch_invariant=self.batch_invariant,
+            long_prompts=self.long_prompts,
             **self.parts(),
             attention=cast("Impl", self.attention_impl),  # checked where it is used
         )

@@ -74,9 +74,12 @@ def _swap(source: Tokens, target: Tokens) -> Alignment:
         )
     length = len(source.ids)
     mapper, shared = torch.zeros(length, length), torch.zeros(length)
+    if source.chunks > 1:
+        for place in _in_place(source, target):
+            mapper[place, place] = shared[place] = 1
     row = column = 0  # the first tokens not yet paired
     for before, after in [*((a.tokens, b.tokens) for a, b in pairs), ((length,), (length,))]:
-        between = min(before[0] - row, after[0] - column)
+        between = min(before[0] - row, after[0] - column) if source.chunks == 1 else 0
         for step in range(between):
             mapper[row + step, column + step] = shared[column + step] = 1
         if before[0] == length:
@@ -84,7 +87,8 @@ def _swap(source: Tokens, target: Tokens) -> Alignment:
         if len(before) == len(after):
             mapper[list(before), list(after)] = 1
         else:
-            mapper[before[0] : before[-1] + 1, after[0] : after[-1] + 1] = 1 / len(after)
+            for token in before:  # no slice: between a long word's tokens a chunk may end
+                mapper[token, list(after)] = 1 / len(after)
         shared[list(after)] = 1
         row, column = before[-1] + 1, after[-1] + 1
     differing = [(a, b) for a, b in pairs if a.text.lower() != b.text.lower()]
@@ -96,8 +100,10 @@ def _refine(source: Tokens, target: Tokens) -> Alignment:
     """Tokens that both prompts have keep the source's attention; new ones have their own.
 
     The alignment is the best global one (Needleman & Wunsch 1970; gap 0, match 1, mismatch -1).
-    Padding follows padding.
+    Padding follows padding; in chunks it stays in its place, with their starts and ends.
     """
+    if source.chunks > 1:
+        return _refine_chunks(source, target)
     ours, theirs = source.ids[: source.length], target.ids[: target.length]
     length = len(source.ids)
     mapper, shared = torch.zeros(length, length), torch.zeros(length)
@@ -110,6 +116,32 @@ def _refine(source: Tokens, target: Tokens) -> Alignment:
     gone = tuple(word for word in source.words() if not kept_rows.issuperset(word.tokens))
     new = tuple(word for word in target.words() if not all(shared[list(word.tokens)]))
     return Alignment("refine", mapper, shared, (gone, new))
+
+
+def _refine_chunks(source: Tokens, target: Tokens) -> Alignment:
+    ours, theirs = (
+        [place for place, span in enumerate(tokens.spans) if span is not None]
+        for tokens in (source, target)
+    )
+    length = len(source.ids)
+    mapper, shared = torch.zeros(length, length), torch.zeros(length)
+    equal = _global_alignment(
+        tuple(source.ids[place] for place in ours), tuple(target.ids[place] for place in theirs)
+    )
+    pairs = [(ours[row], theirs[column]) for row, column in equal]
+    pairs += [(place, place) for place in _in_place(source, target)]
+    for row, column in pairs:
+        mapper[row, column] = shared[column] = 1
+    kept = {row for row, _ in pairs}
+    gone = tuple(word for word in source.words() if not kept.issuperset(word.tokens))
+    new = tuple(word for word in target.words() if not all(shared[list(word.tokens)]))
+    return Alignment("refine", mapper, shared, (gone, new))
+
+
+def _in_place(source: Tokens, target: Tokens) -> list[int]:
+    """Where both prompts have a start, an end or padding. What only one has keeps to itself."""
+    pairs = enumerate(zip(source.spans, target.spans, strict=True))
+    return [place for place, spans in pairs if spans == (None, None)]
 
 
 def _global_alignment(ours: tuple[int, ...], theirs: tuple[int, ...]) -> list[tuple[int, int]]:

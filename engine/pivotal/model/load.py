@@ -58,7 +58,9 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """What it is now, 64 hexadecimal digits; 16 are enough to show."""
-        return with_parts(self.plain_fingerprint, self.loras.parts)
+        chunks = self.text.tokenizers[0].chunks
+        spread = () if chunks == 1 else (f"prompts in {chunks} chunks",)
+        return with_parts(self.plain_fingerprint, (*self.loras.parts, *spread))
 
     @property
     def dtype(self) -> torch.dtype:

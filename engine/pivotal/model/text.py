@@ -48,8 +48,22 @@ class TextEncoder:
 
     @property
     def max_length(self) -> int:
-        """L: tokens with start and end, what every prompt is padded to."""
-        return self.tokenizers[0].max_length
+        """L: tokens with start and end, what every prompt is padded to; of all chunks."""
+        return self.tokenizers[0].max_length * self.tokenizers[0].chunks
+
+    def take_long_prompts(self, chunks: int) -> None:
+        """From now on every prompt is spread over so many chunks, short ones too, so that all
+        conditioning has one length. Each chunk is encoded by itself, with a start and an end of its
+        own; hidden states are put one after another, and the pooled vector is the first chunk's (as
+        A1111's web UI and diffusers' community pipelines have it). No model is trained on more than
+        one. Raises ValueError for fewer than 1.
+        """
+        if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
+            raise ValueError(
+                f"long_prompts={chunks!r}; a whole number of chunks from 1 is expected"
+            )
+        for tokenizer in self.tokenizers:
+            tokenizer.chunks = chunks
 
     @property
     def device(self) -> torch.device:
@@ -87,7 +101,8 @@ class TextEncoder:
             for tokenizer in self.tokenizers
         ]
         if len(self.encoders) == 1:
-            conditioning = Conditioning(self.encoders[0](columns[0]).last_hidden_state.float())
+            said = self.encoders[0](self._by_chunk(columns[0])).last_hidden_state.float()
+            conditioning = Conditioning(said.reshape(len(prompts), self.max_length, -1))
         else:
             conditioning = self._two(prompts, columns, self.default_size if size is None else size)
         for name in ("hidden_states", "pooled"):
@@ -98,13 +113,18 @@ class TextEncoder:
                 )
         return conditioning
 
+    def _by_chunk(self, ids: Tensor) -> Tensor:
+        """[B, L] to [B * chunks, L / chunks]."""
+        return ids.reshape(-1, self.tokenizers[0].max_length)
+
     def _two(self, prompts: Sequence[str], ids: Sequence[Tensor], size: Size) -> Conditioning:
         outputs: list[Any] = [
-            encoder(column, output_hidden_states=True)
+            encoder(self._by_chunk(column), output_hidden_states=True)
             for encoder, column in zip(self.encoders, ids, strict=True)
         ]
-        hidden = torch.cat([out.hidden_states[-2].float() for out in outputs], dim=-1)  # [B, L, D]
-        pooled = outputs[1].text_embeds.float()  # [B, P]
+        hidden = torch.cat([out.hidden_states[-2].float() for out in outputs], dim=-1)
+        hidden = hidden.reshape(len(prompts), self.max_length, -1)  # [B, L, D]
+        pooled = outputs[1].text_embeds.float()[:: self.tokenizers[1].chunks]  # [B, P]
         if self.zero_empty:
             keep = torch.tensor([prompt != "" for prompt in prompts], device=hidden.device)
             hidden = torch.where(keep[:, None, None], hidden, 0)

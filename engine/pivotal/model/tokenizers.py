@@ -22,13 +22,15 @@ _WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.I
 class Tokenizer(Protocol):
     """Turns a prompt into tokens. Nothing is ever truncated."""
 
+    chunks: int  # of max_length that a prompt is spread over; 1 is what models are trained on
+
     @property
     def max_length(self) -> int:
-        """L, what prompts are padded to."""
+        """What a prompt, or a chunk of one, is padded to."""
         ...
 
     def tokens(self, prompt: str) -> Tokens:
-        """Raises ValueError for a prompt that is longer than L with its start and end."""
+        """Raises ValueError for a prompt that has no room with its start and end."""
         ...
 
 
@@ -48,6 +50,7 @@ class ClipTokenizer:
             self._tokenizer.pad_token = padding
         own = int(self._tokenizer.model_max_length)
         self.max_length = min(limit, own) if own < _LARGEST else limit
+        self.chunks = 1
         self._taught: dict[int, tuple[int, ...]] = {}
 
     @property
@@ -86,7 +89,7 @@ class ClipTokenizer:
             ids += stands_for
             spans += [span] * len(stands_for)
         padding = int(self._tokenizer.pad_token_id)
-        return _padded(prompt, ids, spans, padding, self.max_length)
+        return _padded(prompt, ids, spans, padding, self.max_length, self.chunks)
 
 
 def _of_folder(folder: Path) -> Any:
@@ -119,6 +122,7 @@ class StandInTokenizer:
         if vocabulary < 3:
             raise ValueError(f"vocabulary={vocabulary}; start, end and one token are needed")
         self.max_length = max_length
+        self.chunks = 1
         self._words = vocabulary - 2
         self._start, self._end = vocabulary - 2, vocabulary - 1
 
@@ -129,27 +133,71 @@ class StandInTokenizer:
             spans += [(at, min(at + _PIECE, end)) for at in range(start, end, _PIECE)]
         ids = [self._hash(prompt[slice(*span)]) for span in spans if span is not None]
         ids = [self._start, *ids, self._end]
-        return _padded(prompt, ids, [None, *spans, None], self._end, self.max_length)
+        spans = [None, *spans, None]
+        return _padded(prompt, ids, spans, self._end, self.max_length, self.chunks)
 
     def _hash(self, piece: str) -> int:
         return zlib.crc32(piece.lower().encode()) % self._words
 
 
 def _padded(
-    prompt: str, ids: Sequence[int], spans: Sequence[Span | None], padding: int, length: int
+    prompt: str,
+    ids: Sequence[int],
+    spans: Sequence[Span | None],
+    padding: int,
+    length: int,
+    chunks: int,
 ) -> Tokens:
     """Raises ValueError where the prompt has no room; what would be lost is named."""
-    if len(ids) > length:
-        dropped = next(span for span in spans[length - 1 :] if span is not None)
+    places = range(1, len(ids) - 1)
+    parts = _by_words(spans, places, length - 2)
+    if len(parts) > chunks:
+        first = length - 1 if chunks == 1 else parts[chunks][0]
+        dropped = next(span for span in spans[first:] if span is not None)
         word = dropped[0]
         while word and not prompt[word - 1].isspace():  # the whole word, not from its middle
             word -= 1
         lost = " ".join(prompt[word:].split()[:3])
+        many = "" if chunks == 1 else f" in each of {chunks} chunks"
         raise ValueError(
             f"the prompt has {len(ids)} tokens with its start and end, and the text encoder takes "
-            f"{length}: {lost[:60]!r} and what follows would be lost; shorten it"
+            f"{length}{many}: {lost[:60]!r} and what follows would be lost; shorten it, or load "
+            f"the model with long_prompts={len(parts)} chunks"
         )
-    missing = length - len(ids)
-    return Tokens(
-        prompt, (*ids, *[padding] * missing), (*spans, *[None] * missing), length=len(ids)
-    )
+    all_ids: list[int] = []
+    all_spans: list[Span | None] = []
+    used = 0
+    for part in [*parts, *[range(0)] * (chunks - len(parts))]:
+        missing = length - 2 - len(part)
+        if part or not all_ids:
+            used = len(all_ids) + len(part) + 2
+        all_ids += [ids[0], *(ids[i] for i in part), ids[-1], *[padding] * missing]
+        all_spans += [None, *(spans[i] for i in part), None, *[None] * missing]
+    return Tokens(prompt, tuple(all_ids), tuple(all_spans), used, chunks)
+
+
+def _by_words(
+    spans: Sequence[Span | None], places: Sequence[int], room: int
+) -> list[Sequence[int]]:
+    """Token places in chunks of at most `room`. A word goes whole into the next chunk where it does
+    not fit, unless it is longer than a chunk.
+    """
+    words: list[list[int]] = []
+    end = -1  # of the last token, in the text
+    for place in places:
+        span = spans[place]
+        joined = bool(words) and span is not None and span[0] <= end  # no space between
+        if joined:
+            words[-1].append(place)
+        else:
+            words.append([place])
+        end = end if span is None else span[1]
+    chunks: list[list[int]] = [[]]
+    for word in words:
+        if chunks[-1] and len(word) <= room < len(chunks[-1]) + len(word):
+            chunks.append([])
+        for place in word:
+            if len(chunks[-1]) == room:
+                chunks.append([])
+            chunks[-1].append(place)
+    return list(chunks)
