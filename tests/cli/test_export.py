@@ -1,8 +1,12 @@
 """What `pivotal export` and `--backend` refuse, in a sentence, before any work."""
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
+
+from pivotal.cli.export import _staged
+from pivotal.cli.guard import Interruption
 
 
 def refused(done, *words):
@@ -67,3 +71,30 @@ def test_a_timing_cache_that_tensorrt_rtx_would_not_use_is_refused(pivotal, tmp_
     )  # fmt: skip
     refused(done, "timing_cache='timings'", "means nothing for tensorrt_rtx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+def test_sizes_beside_an_export_that_has_its_own_are_refused_before_any_work(pivotal, tmp_path):
+    done = pivotal(
+        "export", "tensorrt", "--flavour", "tensorrt_rtx", "--sm", "89", "--onnx", "nowhere",
+        "--height", "64", "-o", "there", cwd=tmp_path,
+    )  # fmt: skip
+    refused(done, "--onnx has its own --height")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_export_takes_the_place_of_the_one_before_and_a_failed_one_does_not(tmp_path):
+    folder, terminal = tmp_path / "there", SimpleNamespace(interruption=Interruption())
+
+    def fill(content, error=None):
+        with _staged(folder, terminal, force=True) as place:
+            (place / "export.json").write_text(content)
+            if error is not None:
+                raise error
+
+    fill("first")
+    fill("second")
+    with pytest.raises(KeyboardInterrupt):
+        fill("third", KeyboardInterrupt())
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert (folder / "export.json").read_text() == "second"

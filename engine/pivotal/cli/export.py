@@ -139,6 +139,11 @@ def tensorrt(
     )
     api = api_of(flavour)
     options.require(api)
+    if onnx is not None and (height is not None or width is not None or strip_weights):
+        raise ValueError(
+            "--onnx has its own --height and --width, and can't go with --strip-weights, which "
+            "keeps its ONNX export beside the engines; leave one out"
+        )
     _check(output, force=force)
     loaded = _load(model)
     with _staged(output, terminal, force=force) as place, terminal.console.status("") as status:
@@ -152,11 +157,6 @@ def tensorrt(
                 _profile(loaded, rows, height, width),
                 source,
                 told=lambda part, done, parts: status.update(f"{part} to ONNX"),
-            )
-        elif height is not None or width is not None or strip_weights:
-            raise ValueError(
-                "--onnx has its own --height and --width, and can't go with --strip-weights, which "
-                "keeps its ONNX export beside the engines; leave one out"
             )
         read_record(source).require_model(loaded, source)
         interruption = terminal.interruption
@@ -225,10 +225,12 @@ def _staged(folder: Path, terminal: Terminal, *, force: bool) -> Iterator[Path]:
         yield place
         terminal.interruption.check()
         with terminal.interruption.held():
+            aside = place.with_suffix(".old")
             if folder.exists():
                 _check(folder, force=force)
-                shutil.rmtree(folder)
+                folder.rename(aside)
             place.rename(folder)
+            shutil.rmtree(aside, ignore_errors=True)
     finally:
         with terminal.interruption.held():
             shutil.rmtree(place, ignore_errors=True)
