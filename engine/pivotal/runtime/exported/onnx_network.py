@@ -23,10 +23,12 @@ _TORCH = {  # by the element types of ONNX's TensorProto
 
 
 class OnnxNetwork:
-    """Runs a file on the CPU or a CUDA device; tensors are bound by address and never copied.
+    """Runs a file on the CPU or a CUDA device; tensors are bound by address and never pass through
+    the host.
 
     threads: inside an operator; as many as torch uses if None. Raises BackendError where the
-    device's provider is not installed, and for a file that it can't run: it never falls back.
+    device's provider is not installed, and for a file that it can't run: no other takes its place,
+    but ONNX Runtime computes shapes on the CPU.
     """
 
     def __init__(self, path: Path, device: torch.device, *, threads: int | None = None) -> None:
@@ -84,4 +86,8 @@ class OnnxNetwork:
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise BackendError(f"{self.path.name} failed in ONNX Runtime: {reason}") from error
-        return tuple(from_dlpack(value) for value in binding.get_outputs())
+        found = tuple(from_dlpack(value) for value in binding.get_outputs())
+        if self.device.type == "cuda":  # whose memory another thread's run may be given next
+            found = tuple(value.clone() for value in found)
+            torch.cuda.current_stream(self.device).synchronize()
+        return found
