@@ -19,14 +19,26 @@ def code_version() -> str:
     """The version, the file's schema, and a digest of the sources that an inversion's numbers come
     from: a changed method never answers with the old one's inversions.
     """
-    digest = hashlib.sha256()
     package = resources.files("pivotal")
-    for root in (*(package / name for name in _SOURCES), resources.files("pivotal_kernels")):
+    digest = _digest(*(package / name for name in _SOURCES), resources.files("pivotal_kernels"))
+    return f"{__version__}/{SCHEMA}/{digest}"
+
+
+def whole_code() -> str:
+    """16 hexadecimal digits of all sources of both packages: what decides seconds and figures, the
+    harness and the edits among it.
+    """
+    return _digest(resources.files("pivotal"), resources.files("pivotal_kernels"))[:16]
+
+
+def _digest(*roots: Traversable) -> str:
+    digest = hashlib.sha256()
+    for root in roots:
         for source in _python_files(root):
             content = source.read_bytes()
             digest.update(f"{source.name} {len(content)}\n".encode())
             digest.update(content)
-    return f"{__version__}/{SCHEMA}/{digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 def _python_files(root: Traversable) -> Iterator[Traversable]:

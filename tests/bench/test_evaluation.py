@@ -1,16 +1,21 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pivotal.bench.background import masked_psnr, masked_ssim
 from pivotal.bench.errors import ResultsError
-from pivotal.bench.evaluation import Judged, masked_psnr, masked_ssim, summary
+from pivotal.bench.evaluation import Task, edit_after, evaluate, summary
+from pivotal.bench.judged import Judged, JudgedFile
 from pivotal.bench.pie_bench import decode_mask, tasks, unbracketed
 from pivotal.bench.shapes.edits import KINDS, cases
 from pivotal.bench.shapes.scenes import draw
 from pivotal.bench.shapes.verdict import succeeded, unedited
 from pivotal.cli import main
+from pivotal.editing.edit import Edit
+from pivotal.engine import Engine
 
 CASES = cases(4)
 
@@ -63,7 +68,9 @@ def test_background_figures_are_of_the_chosen_pixels_alone():
 
 def test_what_has_no_meaning_is_left_out_of_means_and_counted_so():
     nan = float("nan")
-    found = summary([Judged("a", 1.0, 20.0, 0.5, 30.0, 31.0), Judged("a", 0.0, nan, nan, 28, 31)])
+    found = summary(
+        [Judged("1", "a", 1.0, 20.0, 0.5, 30.0, 31.0), Judged("2", "a", 0.0, nan, nan, 28, 31)]
+    )
     assert found["success"]["mean"] == 0.5
     assert found["background_psnr"] == {"mean": 20.0, "low": 20.0, "high": 20.0, "count": 1}
     assert found["clip_score"] is None
@@ -170,13 +177,82 @@ def test_two_runs_give_identical_json_with_a_row_a_method(data, capsys):
     assert "pickles" in found["not_measured"]["lpips"]
 
 
-def test_drawn_scenes_of_every_kind_are_judged(capsys):
-    code, out, err = evaluated(capsys, "--scenes", 1, "--steps", 2, "--method", "direct")
-    assert code == 0, err
-    (row,) = json.loads(out)["rows"]
-    assert set(row["kinds"]) == set(KINDS)
-    assert row["failed"] == 0
-    assert row["source_psnr"]["mean"] == pytest.approx(row["vae_psnr"]["mean"], abs=0.1)
+def small_tasks(count, target="a blue circle on a gray background"):
+    """Pictures of nothing but noise: what is judged here is the judging."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    rest = np.arange(64)[:, None].repeat(64, 1) < 32
+    return [
+        Task(f"task {place}", "noise", picture, "a red circle on a gray background",
+             Edit(target, null_text_steps=0.2), rest)
+        for place, picture in enumerate(pictures)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine.load("shapes") as loaded:
+        yield loaded
+
+
+def test_a_task_that_fails_is_named_with_its_error_and_the_rest_is_judged(engine):
+    broken = replace(small_tasks(1)[0], name="broken", edit=Edit("a blue circle", blend=("zebra",)))
+    (row,) = evaluate(engine, [broken, *small_tasks(1)], ["direct"], steps=2, guidance_scale=3.0)
+    assert row["failed"] == 1
+    assert list(row["errors"]) == ["broken"]
+    assert "zebra" in row["errors"]["broken"]
+    assert row["source_psnr"]["count"] == 1
+    assert row["success"]["count"] == 1
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was_and_gives_the_same_rows(engine, tmp_path):
+    path, todo, seen = tmp_path / "judged.jsonl", small_tasks(3), []
+
+    def run(tasks, steps=2, path=path, stop_at=None):
+        def score(source, picture, where, text):
+            if len(seen) == stop_at:
+                raise KeyboardInterrupt
+            seen.append(text)
+            return 1.0
+
+        return evaluate(
+            engine, tasks, ["direct"], steps=steps, guidance_scale=3.0,
+            scores={"clip_score": score}, kept=JudgedFile(path, {"model": "shapes"}),
+        )  # fmt: skip
+
+    whole = run(todo, path=None)
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(todo, stop_at=2)
+    with path.open("a") as file:
+        file.write('{"key": "torn')
+    seen.clear()
+    assert run(todo) == whole
+    assert len(seen) == 1
+    assert run(todo) == whole
+    assert len(seen) == 1
+    run(todo[:1], steps=3)
+    assert len(seen) == 2
+
+
+def test_what_is_kept_is_found_by_all_that_decides_it(tmp_path):
+    one, other = (JudgedFile(tmp_path / "a.jsonl", {"fingerprint": each}) for each in "ab")
+    picture = np.zeros((2, 2, 3), dtype=np.uint8)
+    assert one.key("ddim", "a", picture) == one.key("ddim", "a", picture.copy())
+    different = {
+        one.key("ddim", "a", picture), other.key("ddim", "a", picture),
+        one.key("direct", "a", picture), one.key("ddim", "b", picture),
+        one.key("ddim", "a", picture + 1),
+    }  # fmt: skip
+    assert len(different) == 5
+
+
+def test_the_window_of_a_fitted_null_embedding_is_for_methods_that_fit_one():
+    swap = next(each for each in CASES if each.kind == "change object")
+    edit = Edit(swap.target, **swap.windows)
+    assert edit.null_text_steps == 0.2
+    assert edit_after("null-text", edit) == edit
+    assert edit_after("direct", edit) == replace(edit, null_text_steps=1.0)
 
 
 @pytest.mark.parametrize(

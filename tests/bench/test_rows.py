@@ -4,7 +4,7 @@ import pytest
 
 from pivotal.bench.errors import ResultsError
 from pivotal.bench.rows import append, latest, read, timed_keys
-from pivotal.code_version import code_version
+from pivotal.code_version import whole_code
 
 
 def test_a_line_torn_by_a_crash_spoils_no_other(tmp_path, row):
@@ -48,8 +48,22 @@ def test_what_this_code_has_timed_is_known_and_what_another_has_is_not(tmp_path,
     path = tmp_path / "bench.jsonl"
     assert timed_keys(path) == set()
     mine = row([1.0], "mine")
-    mine["environment"]["code"] = code_version().rpartition("/")[2][:16]
+    mine["environment"]["code"] = whole_code()
     for each in (mine, row([1.0], "old"), {**mine, "case": "failed", "status": "failed"}):
         append(path, each)
     (key,) = timed_keys(path)
     assert json.loads(key)[1] == "mine"
+
+
+@pytest.mark.parametrize("source", ["editing/edit.py", "driver.py", "bench/measuring.py"])
+def test_a_change_to_any_source_is_another_code(tmp_path, monkeypatch, source):
+    for package in ("pivotal", "pivotal_kernels"):
+        (tmp_path / package).mkdir()
+    path = tmp_path / "pivotal" / source
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("before")
+    monkeypatch.setattr("pivotal.code_version.resources.files", lambda package: tmp_path / package)
+    before = whole_code()
+    assert whole_code() == before
+    path.write_text("after")
+    assert whole_code() != before

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pivotal.code_version import code_version
+from pivotal.code_version import whole_code
 
 _DECIDING = (":/engine", ":/kernels", ":/benchmarks", ":(top,exclude)benchmarks/results")
 """What changes figures. The results themselves do not: a second run of one commit is as clean."""
@@ -29,7 +29,7 @@ def environment(device: torch.device, command: Sequence[str] | None = None) -> d
         "command": " ".join(words),
         "commit": _git("rev-parse", "--short", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_DECIDING)),
-        "code": code_version().rpartition("/")[2][:16],
+        "code": whole_code(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpu": _cpu(),

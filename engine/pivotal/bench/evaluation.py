@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pivotal.bench.background import masked_psnr, masked_ssim
 from pivotal.bench.errors import require_extra
 from pivotal.bench.intervals import mean_interval
+from pivotal.bench.judged import Judged, JudgedFile
 from pivotal.editing.edit import Edit
 from pivotal.engine import Engine
-from pivotal.errors import PivotalError
 from pivotal.images import Pixels
+from pivotal.inversion.registry import method_named
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("ddim", "null-text", "null-text-line-search", "direct", "negative-prompt",
            "edit-friendly")  # fmt: skip
 _DIGITS = 6
 
 Listener = Callable[[str, int, int], None]
+Score = Callable[[Pixels, Pixels, NDArray[np.bool_] | None, str], float]
+"""Of a source, its edited picture, where that must stay as it is, and the target prompt."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +48,8 @@ class Task:
     succeeded: Callable[[Pixels], bool] | None = None
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A task's figures by one method. NaN where a figure has no meaning for it."""
-
-    kind: str
-    success: float
-    background_psnr: float
-    background_ssim: float
-    source_psnr: float
-    vae_psnr: float
-    clip_score: float = math.nan
-    error: str | None = None
-
-
 FIGURES = ("success", "background_psnr", "background_ssim", "source_psnr", "vae_psnr",
-           "clip_score")  # fmt: skip
+           "clip_score", "lpips")  # fmt: skip
 
 
 def evaluate(
@@ -66,83 +59,80 @@ def evaluate(
     *,
     steps: int,
     guidance_scale: float,
-    score: Callable[[Pixels, str], float] | None = None,
+    scores: Mapping[str, Score] | None = None,
+    kept: JudgedFile | None = None,
     listener: Listener = lambda what, done, most: None,
 ) -> list[dict[str, Any]]:
     """A row for each method. Equal calls give equal rows: no times are in them.
 
-    score: of an edited picture and its prompt, such as CLIP's, where its weights are at hand.
+    A task that fails counts as no success and is named with its error. scores: by figure, such as
+    clip_score, of those whose weights are at hand. kept: what it holds is not judged again.
     """
     require_extra("skimage", what="judging pictures")
+    judge = _Judge(engine, steps, guidance_scale, scores or {})
+    kept = kept or JudgedFile(None, {})
     rows = []
     for method in methods:
         judged = []
         for place, task in enumerate(tasks):
             listener(method, place, len(tasks))
-            judged.append(_judge(engine, task, method, steps, guidance_scale, score))
+            key = kept.key(method, task.name, task.kind, task.prompt, task.edit, task.picture,
+                           task.unedited, steps, guidance_scale)  # fmt: skip
+            found = kept.get(key)
+            if found is None:
+                found = judge(task, method)
+                kept.put(key, method, found)
+            judged.append(found)
         listener(method, len(tasks), len(tasks))
         rows.append({"method": method, **summary(judged), "kinds": _by_kind(judged)})
     return rows
 
 
-def _judge(
-    engine: Engine,
-    task: Task,
-    method: str,
-    steps: int,
-    guidance_scale: float,
-    score: Callable[[Pixels, str], float] | None,
-) -> Judged:
-    try:
-        inversion = engine.invert(
+@dataclass(frozen=True)
+class _Judge:
+    engine: Engine
+    steps: int
+    guidance_scale: float
+    scores: Mapping[str, Score]
+
+    def __call__(self, task: Task, method: str) -> Judged:
+        try:
+            return self._judged(task, method)
+        except Exception as error:  # one task is a figure, not the end of the run
+            logger.info("%s: %s fails", method, task.name, exc_info=True)
+            return Judged(task.name, task.kind, 0.0, error=f"{type(error).__name__}: {error}")
+
+    def _judged(self, task: Task, method: str) -> Judged:
+        inversion = self.engine.invert(
             task.picture,
             task.prompt,
             method=method,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance_scale,
         )
-        edited = engine.edit(inversion, task.edit)
-    except PivotalError as error:  # a method that fails on a picture has failed there
-        nothing = (math.nan,) * 4
-        return Judged(task.kind, 0.0, *nothing, error=str(error))
-    picture, source = edited.pictures[0], inversion.picture.pixels
-    return Judged(
-        kind=task.kind,
-        success=math.nan if task.succeeded is None else float(task.succeeded(picture)),
-        background_psnr=masked_psnr(source, picture, task.unedited),
-        background_ssim=masked_ssim(source, picture, task.unedited),
-        source_psnr=edited.source.psnr,
-        vae_psnr=edited.source.vae_psnr,
-        clip_score=math.nan if score is None else score(picture, task.edit.target),
-    )
+        edited = self.engine.edit(inversion, edit_after(method, task.edit))
+        picture, source = edited.pictures[0], inversion.picture.pixels
+        scored = {
+            name: score(source, picture, task.unedited, task.edit.target)
+            for name, score in self.scores.items()
+        }
+        return Judged(
+            task=task.name,
+            kind=task.kind,
+            success=math.nan if task.succeeded is None else float(task.succeeded(picture)),
+            background_psnr=masked_psnr(source, picture, task.unedited),
+            background_ssim=masked_ssim(source, picture, task.unedited),
+            source_psnr=edited.source.psnr,
+            vae_psnr=edited.source.vae_psnr,
+            clip_score=scored.get("clip_score", math.nan),
+            lpips=scored.get("lpips", math.nan),
+        )
 
 
-def masked_psnr(
-    source: Pixels, picture: Pixels, where: NDArray[np.bool_] | None, most: float = 60.0
-) -> float:
-    """Decibels over the chosen pixels alone; NaN where there are none. At most `most`: equal pixels
-    would be infinite.
-    """
-    from skimage.metrics import peak_signal_noise_ratio
-
-    if where is None or not where.any():
-        return math.nan
-    if np.array_equal(source[where], picture[where]):
-        return most
-    found = peak_signal_noise_ratio(source[where], picture[where], data_range=255)
-    return min(float(found), most)
-
-
-def masked_ssim(source: Pixels, picture: Pixels, where: NDArray[np.bool_] | None) -> float:
-    """Mean of the SSIM map over the chosen pixels; windows (7 x 7) reach past their edge."""
-    from skimage.metrics import structural_similarity
-
-    if where is None or not where.any():
-        return math.nan
-    _, similarity = structural_similarity(
-        source, picture, channel_axis=2, data_range=255, full=True
-    )
-    return float(similarity[where].mean())
+def edit_after(method: str, edit: Edit) -> Edit:
+    """Without the window of a fitted null embedding where the method fits none."""
+    fits = "null_embeddings" in method_named(method).stored
+    return edit if fits else replace(edit, null_text_steps=1.0)
 
 
 def summary(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -155,8 +145,8 @@ def summary(judged: Sequence[Judged]) -> dict[str, Any]:
         values = [getattr(each, name) for each in judged]
         known = [value for value in values if not math.isnan(value)]
         found[name] = _interval(known) if known else None
-    errors = [each.error for each in judged if each.error is not None]
-    return {**found, "failed": len(errors), "errors": sorted(set(errors))[:3]}
+    errors = {each.task: each.error for each in judged if each.error is not None}
+    return {**found, "failed": len(errors), "errors": errors}
 
 
 def _interval(values: Sequence[float]) -> Mapping[str, float]:

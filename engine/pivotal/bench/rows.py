@@ -10,7 +10,7 @@ from typing import Any
 
 from pivotal.bench.cases import key_of
 from pivotal.bench.errors import ResultsError
-from pivotal.code_version import code_version
+from pivotal.code_version import whole_code
 
 Row = Mapping[str, Any]
 SCHEMA = 1
@@ -80,7 +80,7 @@ def timed_keys(path: Path) -> set[str]:
     """The keys of the cases that a file's rows have timed with the code as it is now."""
     if not path.exists():
         return set()
-    code = code_version().rpartition("/")[2][:16]
+    code = whole_code()
     return {
         key_of(row)
         for row in _rows(path)

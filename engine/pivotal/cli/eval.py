@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +14,13 @@ from .options import Force, GuidanceScale, ModelOptions, Steps
 from .outputs import check_outputs, staged
 from .terminal import Terminal
 
-_LPIPS = "its published weights are pickles, which pivotal never loads"
+if TYPE_CHECKING:
+    from pivotal.bench.evaluation import Score
+
+_LPIPS = (
+    "its published weights are pickles, which pivotal never loads; --lpips takes them as "
+    "safetensors"
+)
 
 
 def evaluate_edits(
@@ -41,6 +48,29 @@ def evaluate_edits(
     ] = 2024,
     steps: Steps = 20,
     guidance_scale: GuidanceScale = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A CLIP model, as transformers keeps it, to score with. Default: OpenAI's "
+            "ViT-L/14, if the hub's cache has it.",
+        ),
+    ] = None,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="LPIPS' AlexNet weights as safetensors, under the names of the authors' package.",
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What is judged is appended there at once, as JSON lines; what this code judged "
+            "there already is not judged again.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Also the answer, as JSON."),
@@ -54,9 +84,9 @@ def evaluate_edits(
 
     Example: `pivotal eval --scenes 1 --method ddim`
     """
-    from pivotal.bench.clip import local_clip_score
     from pivotal.bench.errors import require_extra
     from pivotal.bench.evaluation import METHODS, evaluate
+    from pivotal.bench.judged import JudgedFile
     from pivotal.inversion.registry import method_named
     from pivotal.query import Progress
 
@@ -67,6 +97,7 @@ def evaluate_edits(
     chosen = [method_named(each).name for each in method or METHODS]
     if output is not None:
         check_outputs([output], force=force)
+    scores, absent = _scores(clip, lpips)
     engine = model.load()
     size = engine.model.default_size
     if folder is None:
@@ -83,7 +114,13 @@ def evaluate_edits(
 
         found = pie_bench.tasks(folder, size, limit)
     scale = engine.model.family.guidance_scale if guidance_scale is None else guidance_scale
-    clip = local_clip_score()
+    given = {
+        "fingerprint": engine.model.fingerprint,
+        "model": {name: str(value) for name, value in asdict(model).items()},
+        "clip": str(clip),
+        "lpips": str(lpips),
+        "scores": sorted(scores),
+    }
     with terminal.progress() as bar:
         rows = evaluate(
             engine,
@@ -91,7 +128,8 @@ def evaluate_edits(
             chosen,
             steps=steps,
             guidance_scale=scale,
-            score=None if isinstance(clip, str) else clip,
+            scores=scores,
+            kept=JudgedFile(keep, given),
             listener=lambda what, done, most: bar(Progress(what, done, most)),
         )
     record = {
@@ -103,10 +141,7 @@ def evaluate_edits(
         "steps": steps,
         "guidance_scale": scale,
         "rows": rows,
-        "not_measured": {
-            "lpips": _LPIPS,
-            **({"clip_score": clip} if isinstance(clip, str) else {}),
-        },
+        "not_measured": absent,
     }
     if output is not None:
         with staged([output], terminal.interruption, force=force) as places:
@@ -116,10 +151,37 @@ def evaluate_edits(
         terminal.saved([output])
 
 
+def _scores(clip: Path | None, lpips: Path | None) -> tuple[dict[str, Score], dict[str, str]]:
+    """Those whose weights are at hand, by figure; and why the others are not measured."""
+    from pivotal.bench.clip import MODEL, cached_clip, clip_score
+
+    scores: dict[str, Score] = {}
+    absent: dict[str, str] = {}
+    folder = clip or cached_clip()
+    if folder is None:
+        absent["clip_score"] = (
+            f"the weights of {MODEL} are not on this machine; --clip takes others"
+        )
+    else:
+        scored = clip_score(folder)
+        scores["clip_score"] = lambda source, picture, where, text: scored(picture, text)
+    if lpips is None:
+        absent["lpips"] = _LPIPS
+    else:
+        from pivotal.bench.lpips import lpips as distance_by
+
+        distance = distance_by(lpips)
+        scores["lpips"] = lambda source, picture, where, text: distance(source, picture, where)
+    return scores, absent
+
+
 def _table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    table = Table("method", "success", "background", "SSIM", "source", "autoencoder", "failed")
+    scored = [name for name in ("clip_score", "lpips") if any(row[name] for row in rows)]
+    table = Table(
+        "method", "success", "background", "SSIM", "source", "autoencoder", *scored, "failed"
+    )
     for row in rows:
         table.add_row(
             row["method"],
@@ -128,6 +190,7 @@ def _table(rows: list[dict[str, Any]]) -> Any:
             _shown(row["background_ssim"], 1, ""),
             _shown(row["source_psnr"], 1, " dB"),
             _shown(row["vae_psnr"], 1, " dB"),
+            *(_shown(row[name], 1, "") for name in scored),
             str(row["failed"]),
         )
     table.caption = "mean (95 % interval); background: where the picture must stay as it is"
@@ -138,7 +201,8 @@ def _kinds(row: dict[str, Any]) -> str:
     shares = (
         f"{kind} {_shown(found['success'], 100, ' %')}" for kind, found in row["kinds"].items()
     )
-    return f"{row['method']}: " + ", ".join(shares)
+    failed = "".join(f"; {task} failed: {error}" for task, error in row["errors"].items())
+    return f"{row['method']}: " + ", ".join(shares) + failed
 
 
 def _shown(figure: dict[str, float] | None, factor: float, unit: str) -> str:

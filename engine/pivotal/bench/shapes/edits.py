@@ -23,6 +23,8 @@ OUT_OF_REACH = ("material", "pose", "style", "content that is no object")
 # Windows of colour and object were chosen on other scenes; the rest are the paper's defaults.
 _LAYOUT_KEPT = {"cross_replace_steps": 0.8, "self_replace_steps": 1.0, "blend_threshold": 0.2}
 _SHAPE_FREE = {"cross_replace_steps": 0.8, "self_replace_steps": 0.0, "blend_threshold": 0.2}
+# A fitted null embedding holds the source's shape: a swap leaves it once the layout stands.
+_SWAP = {"null_text_steps": 0.2}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _change_size(rng: np.random.Generator) -> Case:
     changed = replace(thing, size=size, radius=radius, x=x, y=y)
     wanted = Scene((changed,), scene.background)
     prompts = (canonical_caption(scene, size=True), canonical_caption(wanted, size=True))
-    return Case("change size", scene, wanted, *prompts, (thing.shape,), _SHAPE_FREE)
+    return Case("change size", scene, wanted, *prompts, (thing.shape,), _SHAPE_FREE | _SWAP)
 
 
 def _change_background(rng: np.random.Generator) -> Case:
@@ -163,7 +165,7 @@ def _swapped(
 ) -> Case:
     wanted = Scene(objects, scene.background)
     prompts = (canonical_caption(scene), canonical_caption(wanted))
-    return Case(kind, scene, wanted, *prompts, blend, windows)
+    return Case(kind, scene, wanted, *prompts, blend, {**windows, **_SWAP})
 
 
 KINDS: Mapping[str, Callable[[np.random.Generator], Case]] = {
