@@ -2,7 +2,7 @@
 
     PYTHONPATH=benchmarks python -m methods.readme [--check]
 
-Only rows of the bundled weights as they are now are shown.
+Only rows of the bundled weights, and of each trial's options and edits, as they are now are shown.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from methods.results import RESULTS, joined, rows_of
+from methods.results import RESULTS, joined, rows_of, trial_of
+from methods.table import asked_of
 from methods.trials import STUDIES
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN = "<!-- methods: made by `python -m methods.readme`, not by hand -->"
 END = "<!-- methods: end -->"
+STEPS = 50
 HEADER = (
     "method", "guidance", "picture (VAE), dB", "latents, dB", "seconds", "UNet rows (backward)",
     "colour / shape swaps", "outside, dB", "scenes",
@@ -98,8 +100,11 @@ def fingerprint() -> str:
 
 def current() -> str:
     """The table that the README ought to hold now."""
-    rows = [row for row in rows_of(RESULTS, fingerprint()) if row["study"] == "table"]
-    return table(joined(rows))
+    weights = {"fingerprint": fingerprint()}
+    trials = [asked_of("table", trial, STEPS) for trial in STUDIES["table"]()]
+    known = {trial_of({**asked, **weights}) for asked in trials}
+    rows = rows_of(RESULTS, weights["fingerprint"])
+    return table(joined(row for row in rows if trial_of(row) in known))
 
 
 def main() -> int:

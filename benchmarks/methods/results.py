@@ -15,12 +15,18 @@ _KEY = (
     "study", "label", "method", "scale", "options", "first", "count", "steps", "edits",
     "fingerprint",
 )  # fmt: skip
+_TRIAL = tuple(name for name in _KEY if name not in ("first", "count"))
 _COSTS = ("rows_invert", "rows_backward", "rows_replay", "seconds_invert", "seconds_replay")
 
 
 def key_of(row: dict[str, Any]) -> str:
     """Names a trial, its scenes and edits, and the weights."""
     return json.dumps([row[name] for name in _KEY], sort_keys=True)
+
+
+def trial_of(row: dict[str, Any]) -> str:
+    """Names a trial with its options, its edits, and the weights, whatever the scenes."""
+    return json.dumps([row.get(name) for name in _TRIAL], sort_keys=True)
 
 
 def rows_of(path: Path, fingerprint: str | None = None) -> list[dict[str, Any]]:
@@ -41,11 +47,12 @@ def rows_of(path: Path, fingerprint: str | None = None) -> list[dict[str, Any]]:
 def joined(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of one trial as one: means over its scenes, costs by how many scenes each row has.
 
-    A trial that failed on some scenes is that failure.
+    Rows of other options, edits, steps or weights are another trial's, whatever their label. A
+    trial that failed on some scenes is that failure.
     """
     trials: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        trials.setdefault(json.dumps([row["study"], row["label"]]), []).append(row)
+        trials.setdefault(trial_of(row), []).append(row)
     return [_one(parts) for parts in trials.values()]
 
 

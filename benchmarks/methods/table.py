@@ -150,20 +150,21 @@ def together(tasks: Sequence[Task], at_once: int) -> list[Task]:
 
 def _asked(task: Task) -> list[dict[str, Any]]:
     """What the rows are looked up by, besides the weights."""
-    return [
-        {
-            "study": task.study,
-            "label": trial.label,
-            "method": trial.method,
-            "scale": trial.scale,
-            "options": asdict(options_of(trial)),
-            "first": task.first,
-            "count": task.count,
-            "steps": task.steps,
-            "edits": edits_for(method_named(trial.method)) if task.study == "table" else None,
-        }
-        for trial in task.trials
-    ]
+    scenes = {"first": task.first, "count": task.count}
+    return [{**asked_of(task.study, trial, task.steps), **scenes} for trial in task.trials]
+
+
+def asked_of(study: str, trial: Trial, steps: int) -> dict[str, Any]:
+    """What names a trial's rows, besides the weights and the scenes."""
+    return {
+        "study": study,
+        "label": trial.label,
+        "method": trial.method,
+        "scale": trial.scale,
+        "options": asdict(options_of(trial)),
+        "steps": steps,
+        "edits": edits_for(method_named(trial.method)) if study == "table" else None,
+    }
 
 
 def _keys(task: Task, fingerprint: str) -> set[str]:

@@ -75,7 +75,7 @@ def table() -> list[Trial]:
     one = {"embeddings": "one"}
     found.append(Trial("null-text, one embedding", "null-text-ablation", GUIDANCE, one, 16))
     more = {"iterations": 2}
-    found.append(Trial("fixed point, one more evaluation, at 1", "fixed-point", 1.0, more, 16))
+    found.append(Trial("fixed point, one more evaluation, at 1", "fixed-point", 1.0, more))
     faster = {"acceleration": "anderson"}
     found.append(Trial("fixed point, Anderson, at 1", "fixed-point", 1.0, faster, 16))
     for scale in (1.0, 3.0, 5.0):
@@ -117,6 +117,15 @@ def k_euler() -> list[Trial]:
         empty = {**DERIVATIVES["source"], "guidance_scale": 0.0, "invert_steps": count}
         found.append(Trial(f"{count} up, source, empty prompt", "k-euler", 0.0, empty, 1))
     return found
+
+
+def k_euler_grid() -> list[Trial]:
+    """Which grid the default ought to have, with as many steps up as down."""
+    return [
+        Trial(f"{name}, {grid}", "k-euler", 1.0, {**DERIVATIVES[name], "grid": grid}, 16)
+        for name in ("Heun", "source")
+        for grid in ("schedule", "linear", "karras")
+    ]
 
 
 def fixed_point() -> list[Trial]:
@@ -193,6 +202,7 @@ STUDIES = {
     "table": table,
     "ddim": ddim,
     "k-euler": k_euler,
+    "k-euler-grid": k_euler_grid,
     "fixed-point": fixed_point,
     "finite-difference": finite_difference,
     "null-text": null_text,

@@ -201,6 +201,16 @@ def test_groups_that_overlap_count_a_scene_once(engine, scenes):
     assert found["latents_db"] == pytest.approx(row["latents_db"])
 
 
+def test_rows_of_other_options_or_edits_are_not_put_together(engine, scenes):
+    row = {**measure(engine, scenes, Trial("a", "k-euler", 1.0), 1, edited=False), "study": "table"}
+    row |= {"count": 2, "edits": {"colour": {"null_text_steps": 0.2}}}
+    karras = {**row, "options": {**row["options"], "grid": "karras"}}
+    former = {**row, "edits": {"colour": {}}}
+    assert [found["options"]["grid"] for found in joined([row, karras, former])] == [
+        row["options"]["grid"], "karras", row["options"]["grid"]
+    ]  # fmt: skip
+
+
 def test_an_unknown_study_is_refused(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(monkeypatch, tmp_path / "none", "--study", "euler")
