@@ -29,10 +29,10 @@ def decode(latents):
 
 @pytest.fixture
 def run(torch_denoiser, latents, prompts):
-    def make(guidance=None, *, rows=1, denoiser=None, sampler=ddim.sample):
+    def make(guidance=None, *, rows=1, denoiser=None, sampler=ddim.sample, scale=SCALE):
         cond, null = prompts(rows, seed=1), prompts(rows, seed=2)
         algorithm = sampler(
-            gentle(), latents(rows), cond, lambda step: null, SCALE, NoEdit(), loss=guidance
+            gentle(), latents(rows), cond, lambda step: null, scale, NoEdit(), loss=guidance
         )
         return drive(algorithm, denoiser or torch_denoiser(decode=decode))
 
@@ -86,6 +86,15 @@ def test_it_acts_at_every_so_many_steps_and_never_the_first(run, torch_denoiser,
     run(LossGuidance(channel_level("red"), periodicity=2), denoiser=denoiser)
     kinds = [isinstance(query, LossGradient) for query in denoiser.batches]
     assert kinds == [False, False, False, True, False]
+
+
+def test_at_guidance_1_no_unconditional_row_is_asked_for(run, torch_denoiser, recording):
+    guidance = LossGuidance(channel_level("blue", 0.9), periodicity=1)
+    denoiser = recording(torch_denoiser(decode=decode))
+    found = run(guidance, denoiser=denoiser, scale=1.0)
+    assert [len(query.latents) for query in denoiser.batches] == [1] * (2 * STEPS - 1)
+    nearly = run(guidance, scale=1.0 + 1e-9)
+    torch.testing.assert_close(found, nearly, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["euler", "lms", "dpm++", "ddpm", "euler-ancestral"])

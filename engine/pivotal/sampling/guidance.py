@@ -26,13 +26,19 @@ def guided_noise(
 
     At guidance 1 the unconditional rows cancel out and are not asked for.
     """
-    rows = latents.shape[0]
-    if guidance_scale == 1 and (routes is None or routes.rows == rows):
+    if cancels(guidance_scale, latents.shape[0], routes):
         return (yield from Denoise.at(latents, level, conditioning, routes, timestep=timestep))
     uncond, cond = yield from both_noises(
         latents, level, conditioning, null, routes, timestep=timestep
     )
     return guide(uncond, cond, guidance_scale)
+
+
+def cancels(guidance_scale: float, rows: int, routes: AttentionRoutes | None) -> bool:
+    """Whether the unconditional prediction of so many rows has no part: at guidance 1, unless
+    routes need its rows, as mutual self-attention's do.
+    """
+    return guidance_scale == 1 and (routes is None or routes.rows == rows)
 
 
 def both_noises(

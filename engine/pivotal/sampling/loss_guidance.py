@@ -16,7 +16,7 @@ from pivotal.control import Control
 from pivotal.query import Algorithm, Conditioning, Denoise, LossGradient, Noise, every_row
 from pivotal.schedule import NoiseLevel
 
-from .guidance import both_noises, guided_noise
+from .guidance import both_noises, cancels, guided_noise
 from .losses import PictureLoss
 from .steps import guide
 
@@ -61,14 +61,17 @@ def predicted(
     """A step's latents [R, C, h, w] and their guided prediction, after a loss has moved them.
 
     What every sampler begins a step with. The loss's gradient asks one row more an image, under
-    routes two.
+    routes two; at guidance 1, too, no unconditional rows are asked for.
     """
     routes = control.routes(step)
     if guidance is None or not guidance.acts(step):
         noise = yield from guided_noise(latents, level, conditioning, null, guidance_scale, routes)
         return latents, noise
-    uncond, own = yield from both_noises(latents, level, conditioning, null, routes)
-    noise = guide(uncond, own, guidance_scale)
+    if cancels(guidance_scale, latents.shape[0], routes):
+        noise = own = yield from Denoise.at(latents, level, conditioning, routes)
+    else:
+        uncond, own = yield from both_noises(latents, level, conditioning, null, routes)
+        noise = guide(uncond, own, guidance_scale)
     if routes is not None:  # the gradient's own prediction follows no routes
         own = yield from Denoise.at(latents, level, conditioning)
     move = yield from loss_move(latents, noise, own, level, conditioning, guidance)
