@@ -333,6 +333,20 @@ def test_cancelling_ends_it_before_another_query(name, calm, recording, gentle, 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_cancelling_its_way_down_ends_it_before_another_query(name, denoiser, gentle, alone):
+    one, inverted, _ = alone(name)
+    driver = Driver(denoiser)
+    job = driver.add(Job(replaying(METHODS[name], gentle(STEPS), inverted, one), name))
+    driver.turn()
+    asked = denoiser.rows_forward
+    job.cancel()
+    driver.run()
+    assert denoiser.rows_forward == asked
+    with pytest.raises(Cancelled):
+        job.result()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_it_runs_in_float32(name, single, gentle, case):
     method, one = METHODS[name], case(dtype=torch.float32)
     schedule, denoiser = gentle(STEPS), single

@@ -48,6 +48,29 @@ def test_the_noise_converges_to_the_flows_at_the_steps_order(
     assert order(COUNTS, errors) == pytest.approx(ORDERS[name], abs=0.25)
 
 
+VARIANTS = {
+    "fixed point, two evaluations": ("fixed-point", {"iterations": 2}),
+    "Anderson": ("fixed-point", {"acceleration": "anderson"}),
+    "ReNoise, one renoising": ("renoise", {"regularisation_steps": 0, "renoise_steps": 1}),
+    "Newton-Raphson, four iterations": ("newton-raphson", {"prior_weight": 0.0, "iterations": 4}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_implicit_methods_variants_converge_at_the_steps_order_too(
+    gaussian, data, fine_levels, there, order, rms, variant
+):
+    name, given = VARIANTS[variant]
+    method, levels, errors = METHODS[name], fine_levels(), []
+    denoiser, case = gaussian(levels), (data[0], data[1], data[1])
+    for steps in COUNTS:
+        schedule = levels.schedule(steps)
+        noise = there(method, denoiser, schedule, case, method.options_from(given)).noise
+        errors.append(rms(noise - denoiser.flow(data[0], schedule.levels[0], schedule.levels[-1])))
+    assert errors == sorted(errors, reverse=True)
+    assert order(COUNTS, errors) == pytest.approx(1, abs=0.25)
+
+
 @pytest.mark.parametrize("name", ["fixed-point", "renoise", "newton-raphson"])
 def test_the_round_trip_of_the_implicit_methods_is_better_than_ddims_at_every_count(
     gaussian, data, fine_levels, there, back, rms, name
