@@ -106,6 +106,7 @@ class Engine:
         tiled_vae: bool = False,
         batch_invariant: bool = False,
         long_prompts: int = 1,
+        weighted_prompts: bool = False,
         **options: Any,
     ) -> Engine:
         """`model`: "shapes" (bundled), a diffusers folder, a hub id, or "random:<family>".
@@ -124,6 +125,8 @@ class Engine:
         cost of batches: rows go through the networks one by one, an edit's with its source's.
         long_prompts: chunks of 77 tokens that every prompt is spread over, torch's backend alone.
         A prompt that does not fit is refused (see `model.text.TextEncoder.take_long_prompts`).
+        weighted_prompts: `(word:1.3)` in a prompt weighs, torch's backend alone; otherwise it is
+        text (see `model.weighting`). Words are found in the text without the syntax.
         options: device, dtype, variant, revision, local_files_only, family, prediction_type,
         tokenizer, vae, lora, embedding, as `model.load.load`.
         """
@@ -133,7 +136,13 @@ class Engine:
                 f"long_prompts={long_prompts} with backend {backend!r}: exported networks take one "
                 "chunk; use backend 'torch'"
             )
+        if weighted_prompts and backend != "torch":
+            raise ValueError(
+                f"weighted_prompts with backend {backend!r}: exported networks belong to a model "
+                "without; use backend 'torch'"
+            )
         loaded = load(model, **options)
+        loaded.text.weighted = weighted_prompts
         loaded.text.take_long_prompts(long_prompts)
         loaded.unet.use_attention(attention)
         loaded.autoencoder.tiled = tiled_vae

@@ -17,6 +17,7 @@ class Tokens:
     spans: tuple[tuple[int, int] | None, ...]
     length: int  # tokens that are not padding, start and end included
     chunks: int = 1  # of equal length, each with a start, an end and padding of its own
+    weights: tuple[float, ...] = ()  # of each token's hidden state; all 1 if none
 
     def words(self) -> list[Word]:
         """The words in order: runs without white space, less the punctuation at their ends."""

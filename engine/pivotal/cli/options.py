@@ -187,6 +187,14 @@ class ModelOptions(CheckpointOptions):
             rich_help_panel=_MODEL,
         ),
     ] = 1
+    weighted_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--weighted-prompts",
+            help="`(word:1.3)` in a prompt weighs; the same to invert and to edit.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
 
     def bytes_allowed(self) -> int | None:
         if self.memory_limit is None:
@@ -217,6 +225,7 @@ class ModelOptions(CheckpointOptions):
             tiled_vae=self.tiled_vae,
             batch_invariant=self.batch_invariant,
             long_prompts=self.long_prompts,
+            weighted_prompts=self.weighted_prompts,
             **self.parts(),
             attention=cast("Impl", self.attention_impl),  # checked where it is used
         )

@@ -60,7 +60,8 @@ class Model:
         """What it is now, 64 hexadecimal digits; 16 are enough to show."""
         chunks = self.text.tokenizers[0].chunks
         spread = () if chunks == 1 else (f"prompts in {chunks} chunks",)
-        return with_parts(self.plain_fingerprint, (*self.loras.parts, *spread))
+        weighted = ("weighted prompts",) if self.text.weighted else ()
+        return with_parts(self.plain_fingerprint, (*self.loras.parts, *spread, *weighted))
 
     @property
     def dtype(self) -> torch.dtype:

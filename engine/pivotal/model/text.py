@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pivotal.errors import ModelError, NonFiniteError
 from pivotal.model.tokenizers import Tokenizer
+from pivotal.model.weighting import read_weights, token_weights, weighted
 from pivotal.query import Conditioning
 from pivotal.tokens import Tokens
 
@@ -25,7 +27,10 @@ class TextEncoder:
 
     default_size: pixels (height, width) that time ids name where `encode` is not told another.
     zero_empty: the empty prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`).
+    weighted: whether prompts are read by `weighting.read_weights`; pooled vectors are not weighted.
     """
+
+    weighted: bool = False
 
     def __init__(
         self,
@@ -76,7 +81,7 @@ class TextEncoder:
         split differently, so that a word has no one place. (Their padding differs: the second's is
         "!", which it therefore never joins with other characters.)
         """
-        first, *others = (tokenizer.tokens(prompt) for tokenizer in self.tokenizers)
+        first, *others = self._read(prompt)
         for other in others:
             for one, two in zip(first.spans, other.spans, strict=True):
                 if one != two:
@@ -88,6 +93,14 @@ class TextEncoder:
                     )
         return first
 
+    def _read(self, prompt: str) -> list[Tokens]:
+        """By each tokenizer."""
+        if not self.weighted:
+            return [tokenizer.tokens(prompt) for tokenizer in self.tokenizers]
+        text, weights = read_weights(prompt)
+        found = [tokenizer.tokens(text) for tokenizer in self.tokenizers]
+        return [replace(each, weights=token_weights(each, weights)) for each in found]
+
     def encode(self, prompts: Sequence[str], size: Size | None = None) -> Conditioning:
         """Conditioning of B prompts, float32, on the encoder's device.
 
@@ -96,15 +109,12 @@ class TextEncoder:
         """
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts={prompts!r}; a list with at least one prompt is expected")
-        columns = [
-            torch.tensor([tokenizer.tokens(p).ids for p in prompts], device=self.device)  # [B, L]
-            for tokenizer in self.tokenizers
-        ]
+        told = [self._read(prompt) for prompt in prompts]
         if len(self.encoders) == 1:
-            said = self.encoders[0](self._by_chunk(columns[0])).last_hidden_state.float()
-            conditioning = Conditioning(said.reshape(len(prompts), self.max_length, -1))
+            hidden, _ = self._by_encoder(0, told)
+            conditioning = Conditioning(hidden)
         else:
-            conditioning = self._two(prompts, columns, self.default_size if size is None else size)
+            conditioning = self._two(told, self.default_size if size is None else size)
         for name in ("hidden_states", "pooled"):
             value = getattr(conditioning, name)
             if value is not None and not torch.isfinite(value).all():
@@ -113,22 +123,36 @@ class TextEncoder:
                 )
         return conditioning
 
-    def _by_chunk(self, ids: Tensor) -> Tensor:
-        """[B, L] to [B * chunks, L / chunks]."""
-        return ids.reshape(-1, self.tokenizers[0].max_length)
+    def _by_encoder(self, place: int, told: Sequence[Sequence[Tokens]]) -> tuple[Tensor, Any]:
+        """Hidden states [B, L, D] float32 of B prompts, weighted if asked, and all else."""
+        tokens = [each[place] for each in told]
+        hidden, output = self._plain(place, tokens)
+        if any(weight != 1 for each in tokens for weight in each.weights):
+            empty, _ = self._plain(place, [self.tokenizers[place].tokens("")])
+            ones = (1.0,) * self.max_length
+            weights = torch.tensor([each.weights or ones for each in tokens], device=hidden.device)
+            hidden = weighted(hidden, empty, weights)
+        return hidden, output
 
-    def _two(self, prompts: Sequence[str], ids: Sequence[Tensor], size: Size) -> Conditioning:
-        outputs: list[Any] = [
-            encoder(self._by_chunk(column), output_hidden_states=True)
-            for encoder, column in zip(self.encoders, ids, strict=True)
-        ]
-        hidden = torch.cat([out.hidden_states[-2].float() for out in outputs], dim=-1)
-        hidden = hidden.reshape(len(prompts), self.max_length, -1)  # [B, L, D]
-        pooled = outputs[1].text_embeds.float()[:: self.tokenizers[1].chunks]  # [B, P]
+    def _plain(self, place: int, tokens: Sequence[Tokens]) -> tuple[Tensor, Any]:
+        ids = torch.tensor([each.ids for each in tokens], device=self.device)  # [B, L]
+        by_chunk = ids.reshape(-1, self.tokenizers[0].max_length)  # [B * chunks, L / chunks]
+        if len(self.encoders) == 1:
+            output: Any = self.encoders[place](by_chunk)
+            said = output.last_hidden_state
+        else:
+            output = self.encoders[place](by_chunk, output_hidden_states=True)
+            said = output.hidden_states[-2]
+        return said.float().reshape(len(tokens), self.max_length, -1), output
+
+    def _two(self, told: Sequence[Sequence[Tokens]], size: Size) -> Conditioning:
+        (one, _), (two, output) = (self._by_encoder(place, told) for place in (0, 1))
+        hidden = torch.cat([one, two], dim=-1)  # [B, L, D]
+        pooled = output.text_embeds.float()[:: self.tokenizers[1].chunks]  # [B, P]
         if self.zero_empty:
-            keep = torch.tensor([prompt != "" for prompt in prompts], device=hidden.device)
+            keep = torch.tensor([first.prompt != "" for first, _ in told], device=hidden.device)
             hidden = torch.where(keep[:, None, None], hidden, 0)
             pooled = torch.where(keep[:, None], pooled, 0)
         # original size, crop from the top left, target size: Podell et al. 2023, arXiv:2307.01952
         sizes = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=hidden.device)
-        return Conditioning(hidden, pooled, sizes.repeat(len(prompts), 1))
+        return Conditioning(hidden, pooled, sizes.repeat(len(told), 1))
