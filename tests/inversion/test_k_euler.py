@@ -46,7 +46,7 @@ def test_steps_are_k_diffusions_backwards(
     calm, calm_unet, gentle, case, there, text, where, heun, to_one
 ):
     one, schedule = case(), gentle(STEPS, set_alpha_to_one=to_one)
-    options = KEulerOptions(derivative_at=where, heun=heun)
+    options = KEulerOptions(derivative_at=where, heun=heun, grid="schedule")
     ours = there(k_euler, calm(), schedule, one, options).noise
     theirs = transcription(schedule, one[0], text(calm_unet(), one[1]), where, heun)
     torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
@@ -54,15 +54,14 @@ def test_steps_are_k_diffusions_backwards(
 
 def test_at_guidance_0_the_empty_prompt_alone_is_asked(calm, calm_unet, gentle, case, there, text):
     one, schedule = case(), gentle(STEPS)
-    ours = there(
-        k_euler, calm(), schedule, one, KEulerOptions("destination", False, guidance_scale=0.0)
-    ).noise
+    options = KEulerOptions("destination", False, "schedule", guidance_scale=0.0)
+    ours = there(k_euler, calm(), schedule, one, options).noise
     theirs = transcription(schedule, one[0], text(calm_unet(), one[2]), "destination", False)
     torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
 
 
 def test_going_down_is_ddim_by_another_name(calm, gentle, case, there, back):
-    one, schedule, options = case(), gentle(STEPS), KEulerOptions()
+    one, schedule, options = case(), gentle(STEPS), KEulerOptions(grid="schedule")
     inverted = there(k_euler, calm(), schedule, one, options)
     ours = back(k_euler, calm(), schedule, inverted, one, 2.0, options)
     theirs = back(ddim, calm(), schedule, inverted, one, 2.0, ddim.DDIMOptions())
