@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from pivotal.bench.measuring import Effort, measure
-from pivotal.bench.suites import unet
+from pivotal.bench.suites import calls, concurrency, unet
 from pivotal.bench.suites.plan import Plan
+from pivotal.bench.tables import cells
 
 
 def test_exported_networks_are_asked_for_nothing_but_forward_and_are_absent_without_a_folder():
@@ -15,6 +17,37 @@ def test_exported_networks_are_asked_for_nothing_but_forward_and_are_absent_with
     assert {each.settings["work"] for each in found} == {"forward"}
     assert all("--exported FOLDER is needed" in each.needs for each in found)
     assert not any("--exported" in str(each.needs) for each in unet.cases(Plan()))
+
+
+def rows_of(cases):
+    return list(measure(cases, torch.device("cpu"), Effort(1, 1, 0.0)))
+
+
+def test_calls_at_once_and_in_a_row_are_timed_with_their_latencies():
+    rows = rows_of(concurrency.cases(Plan(steps=2)))
+    assert [row["settings"]["way"] for row in rows] == ["in a row", "at once"]
+    for row in rows:
+        assert row["status"] == "timed", row
+        served, (seconds,) = row["served"], row["samples"]
+        assert 0 < served["latency_p50"] <= served["latency_p95"] <= seconds
+        assert served["images_per_second"] >= row["images"] / seconds
+        assert row["check"]["largest_difference"] <= concurrency.TOLERANCE
+        assert "images/s" in cells(row)[-1]
+
+
+def test_what_a_programmer_waits_for_is_checked_and_timed():
+    rows = rows_of(calls.cases(Plan(steps=2)))
+    assert len(rows) == 3
+    assert all(row["status"] == "timed" for row in rows), rows
+    cached, edited, cancelled = (row["seconds"]["p50"] for row in rows)
+    assert cached < edited
+    assert cancelled < edited
+
+
+def test_the_networks_pictures_have_the_size_that_is_asked_for():
+    (row,) = rows_of(list(unet.cases(Plan(size=(32, 48))))[:1])
+    assert "32x48 pixels" in row["case"]
+    assert row["check"]["latents"] * 16 == 32 * 48
 
 
 @pytest.mark.slow

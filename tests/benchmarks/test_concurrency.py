@@ -7,6 +7,8 @@ import pytest
 
 import concurrency
 import pivotal
+from pivotal.bench.errors import WrongResultError
+from pivotal.bench.suites.concurrency import TOLERANCE
 
 PROMPT = "a red circle on a gray background"
 
@@ -24,7 +26,7 @@ def test_both_ways_are_timed_and_agree(engine):
     ]
     found = concurrency.compared(engine, calls, pairs=2)
     assert found["calls"] == 2
-    assert found["largest_difference"] < concurrency.TOLERANCE
+    assert found["largest_difference"] < TOLERANCE
     for way in ("sequential", "concurrent"):
         figures = found[way]
         assert len(found["samples"][way]) == 2
@@ -35,5 +37,5 @@ def test_both_ways_are_timed_and_agree(engine):
 def test_results_that_differ_are_not_timed(engine):
     seeds = itertools.count()
     calls = [lambda: engine.generate(PROMPT, num_inference_steps=1, seed=next(seeds))]
-    with pytest.raises(SystemExit, match="results differ by"):
+    with pytest.raises(WrongResultError, match="results differ by"):
         concurrency.compared(engine, calls, pairs=1)

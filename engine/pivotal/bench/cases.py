@@ -15,7 +15,8 @@ class Prepared:
     run: the call that is timed; it returns what it computed. check: looks at a result of `run` and
     returns figures of its quality; it raises WrongResultError where the result is not right.
     compile: what must happen once before `run`, timed apart. images: how many pictures one call
-    serves. counted: whether FLOPs and memory are counted in this process.
+    serves. counted: whether FLOPs and memory are counted in this process. served: figures of the
+    last n runs that their seconds don't tell, such as latencies.
     """
 
     run: Callable[[], Any]
@@ -23,6 +24,7 @@ class Prepared:
     compile: Callable[[], object] | None = None
     images: int = 1
     counted: bool = True
+    served: Callable[[int], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)

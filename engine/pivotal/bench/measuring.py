@@ -214,6 +214,8 @@ def _timed(
             "samples": dict(ceiling_samples),
         },
     }
+    if each.prepared.served is not None:
+        row["served"] = dict(each.prepared.served(len(each.samples)))
     # How fast the machine was meanwhile: seconds in units of the product beside which they ran.
     in_products = paired_ratio_interval(ceiling_samples[PRODUCT], each.samples)
     row["in_products"] = {

@@ -65,7 +65,8 @@ def _latency(axes: Any, rows: Sequence[Row]) -> None:
     for row in rows:
         given = row["settings"]
         side = "" if given["scale"] == 1 else f", sides x {given['scale']}"
-        name = f"{given['model']} {given['dtype']}, {given['work']}{side}, {given['backend']}"
+        size = " at {}x{}".format(*given["size"]) if "size" in given else ""
+        name = f"{given['model']}{size} {given['dtype']}, {given['work']}{side}, {given['backend']}"
         lines.setdefault(name, []).append(row)
     for name, found in lines.items():
         found.sort(key=lambda row: int(row["settings"]["rows"]))
@@ -75,7 +76,8 @@ def _latency(axes: Any, rows: Sequence[Row]) -> None:
         axes.fill_between(counts, low, high, alpha=0.2)
     axes.set_xlabel("rows")
     axes.set_ylabel("seconds")
-    axes.set_ylim(bottom=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")  # the bundled model and SDXL are a thousand apart
     axes.legend()
 
 

@@ -31,7 +31,13 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def quality(row: Row) -> str:
-    """Decibels beside the autoencoder's, where the check found them."""
+    """Decibels beside the autoencoder's, where the check found them; or how calls were served."""
+    if "served" in row:
+        served = row["served"]
+        return (
+            f"{served['images_per_second']:.3g} images/s; latency p50 "
+            f"{span(served['latency_p50'])}, p95 {span(served['latency_p95'])}"
+        )
     check = row.get("check", {})
     if "psnr" not in check:
         return "-"

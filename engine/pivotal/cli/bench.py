@@ -14,6 +14,7 @@ from .completion import complete_dtypes, complete_models
 from .options import Force
 from .outputs import check_outputs, staged
 from .terminal import Terminal
+from .values import parse_size
 
 if TYPE_CHECKING:
     from pivotal.bench.compare import Comparison
@@ -37,8 +38,8 @@ def bench(
     terminal: Terminal,
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="`kernels`, `unet`, `methods`, `edits`, `end-to-end`, `cold-start`; may "
-                     "repeat. Default: all."),
+        typer.Option(help="`kernels`, `unet`, `methods`, `edits`, `end-to-end`, `concurrency`, "
+                     "`calls`, `cold-start`; may repeat. Default: all."),
     ] = None,
     family: Annotated[
         str | None,
@@ -59,6 +60,10 @@ def bench(
     ),
     seconds: Annotated[float, typer.Option(help="At most, of each case.")] = 5.0,
     rounds: Annotated[int, typer.Option(help="At most, of each case.")] = 30,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Pixels of the pictures of `unet`. Default: the model's."),
+    ] = None,
     exported: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="What `pivotal export` wrote, timed beside torch."),
@@ -89,7 +94,9 @@ def bench(
     from pivotal.query import Progress
 
     chosen = model or ("shapes" if family in (None, "shapes") else f"random:{family}")
-    plan = Plan(chosen, device, dtype, steps, quick=not full, exported=exported)
+    plan = Plan(
+        chosen, device, dtype, steps, quick=not full, exported=exported, size=parse_size(size)
+    )
     cases = list(cases_of(suite or (), plan))
     effort = Effort(rounds=rounds, fewest=min(rounds, Effort.fewest), seconds=seconds)
     if any(case.settings.get("model") for case in cases):

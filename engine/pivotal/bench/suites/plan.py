@@ -30,7 +30,7 @@ TARGETS = (
 class Plan:
     """model, device, dtype: as `Engine.load` takes them, and refused as there. steps: of inversions
     and edits. quick: few cases. exported: where `pivotal export` wrote this model, to be timed
-    beside torch.
+    beside torch. size: the network's pictures, height and width in pixels; the model's own if None.
     """
 
     model: str = "shapes"
@@ -39,6 +39,7 @@ class Plan:
     steps: int = 10
     quick: bool = True
     exported: Path | None = None
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pivotal.bench.cases import Case
-from pivotal.bench.suites import cold_start, edits, guided_step, kernels, methods, unet, whole
+from pivotal.bench.suites import (
+    calls,
+    cold_start,
+    concurrency,
+    edits,
+    guided_step,
+    kernels,
+    methods,
+    unet,
+    whole,
+)
 from pivotal.bench.suites.plan import Plan
 
 
@@ -20,6 +30,8 @@ SUITES: Mapping[str, Callable[[Plan], Iterable[Case]]] = {
     methods.SUITE: methods.cases,
     edits.SUITE: edits.cases,
     whole.SUITE: whole.cases,
+    concurrency.SUITE: concurrency.cases,
+    calls.SUITE: calls.cases,
     cold_start.SUITE: cold_start.cases,
 }
 

@@ -54,6 +54,9 @@ def _case(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Case:
         "backend": backend,
     }  # fmt: skip
     side = "" if scale == 1 else f", sides x {scale}"
+    if plan.size is not None:
+        settings["size"] = list(plan.size)
+        side = f", {plan.size[0]}x{plan.size[1]} pixels{side}"
     name = f"{plan.model} {plan.dtype}, {work}, {rows} rows{side}"
     name += "" if backend == "torch" else f", {backend}"
     group = f"{plan.model} {plan.dtype}"
@@ -80,7 +83,8 @@ def _kind(exported: Path) -> str:
 def _prepare(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Prepared:
     model, eager = plan.engine.model, plan.engine.denoiser
     denoiser = eager if backend == "torch" else _other(plan, backend)
-    size = (model.default_size[0] * scale, model.default_size[1] * scale)
+    height, width = plan.size or model.default_size
+    size = (height * scale, width * scale)
     query = question(plan, rows, size, backward=work != "forward")
     pixels = size[0] // model.autoencoder.scale * (size[1] // model.autoencoder.scale)
 
