@@ -109,11 +109,13 @@ def compare(
 
 def shown_table(figures: Any, compared: Comparison) -> Any:
     """The figures for a terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from pivotal.records import decibels
 
-    table = Table(*figures.header, padding=(0, 1, 0, 0))  # ten columns, in 80
+    # Ten columns, the first with names of 21 letters, in 80.
+    table = Table(*figures.header, padding=0, box=SIMPLE_HEAD, show_edge=False)
     for line in figures.rows:
         table.add_row(*line)
     found = compared.done[0].reconstruction
