@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pivotal.errors import BackendError, ModelError
 from pivotal.model.ldm_names import unet_name
-from pivotal.model.lora_file import Lora, LoraFile, read_lora
+from pivotal.model.lora_file import Lora, LoraFile, LowRank, read_lora
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,11 @@ class LoraStack:
         return tuple(lora for lora, _ in self._worn)
 
     @property
+    def bytes(self) -> int:
+        """Of the originals that are kept."""
+        return sum(original.nbytes for _, original in self._originals.values())
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """What tells these weights from others: each LoRA's contents and scale, in any order."""
         return tuple(sorted(f"lora {digest} {lora.scale!r}" for lora, digest in self._worn))
@@ -44,25 +49,31 @@ class LoraStack:
     def wear(self, loras: Sequence[Lora]) -> None:
         """From now on these and no others; none restores every weight to the bit.
 
-        A change is computed in float32, from the originals, and rounded once. Raises ModelError for
-        a file that can't be read or that was made for another model; nothing is changed then.
+        A change is computed in float32, from the originals, and rounded once, a weight at a time:
+        all of SDXL's together are 9 GB. Raises ModelError for a file that can't be read or that was
+        made for another model; nothing is changed then.
         """
         targets = self._targets() if loras else {}
         files = [read_lora(lora.path) for lora in loras]
-        changes: dict[int, tuple[Tensor, Tensor]] = {}
+        changes: dict[int, tuple[Tensor, list[tuple[float, LowRank]]]] = {}
         for lora, file in zip(loras, files, strict=True):
             for name, parameter in _placed(file, targets).items():
-                change = file.layers[name].change(f"{file.path}: {name}", tuple(parameter.shape))
-                if not torch.isfinite(change).all():
-                    raise ModelError(f"{file.path}: {name} holds NaN or infinity")
-                change = lora.scale * change.to(parameter.device)
-                _, before = changes.get(id(parameter), (parameter, torch.zeros_like(change)))
-                changes[id(parameter)] = (parameter, before + change)
+                layer = file.layers[name]
+                layer.require(f"{file.path}: {name}", tuple(parameter.shape))
+                changes.setdefault(id(parameter), (parameter, []))[1].append((lora.scale, layer))
         with torch.no_grad():
+            originals = {  # all memory is had before the first weight changes
+                key: self._originals.get(key) or (parameter, parameter.clone())
+                for key, (parameter, _) in changes.items()
+            }
             self._restore(keep=changes)
-            for key, (parameter, change) in changes.items():
-                original = self._originals.setdefault(key, (parameter, parameter.clone()))[1]
-                parameter.copy_(original.float() + change)
+            self._originals = originals
+            for key, (parameter, layers) in changes.items():
+                change = torch.zeros(parameter.shape)
+                for scale, layer in layers:
+                    change += scale * layer.change(tuple(parameter.shape))
+                original = originals[key][1]
+                parameter.copy_(original.float() + change.to(original.device))
         self._worn = tuple((lora, file.digest) for lora, file in zip(loras, files, strict=True))
         if loras:
             logger.info("%d weights wear %s", len(changes), ", ".join(map(str, loras)))

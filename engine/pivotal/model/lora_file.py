@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pivotal.errors import ModelError
@@ -85,15 +86,25 @@ class LowRank:
     up: Tensor  # [out, r] or [out, r, 1, 1]
     alpha: float
 
-    def change(self, where: str, shape: tuple[int, ...]) -> Tensor:
-        """The change, float32, in a weight's shape. Raises ModelError for one that has another."""
-        down, up = (each.float().flatten(1) for each in (self.down, self.up))  # [r, n], [out, r]
+    def require(self, where: str, shape: tuple[int, ...]) -> None:
+        """Raise ModelError for a change that does not fit a weight of this shape or isn't finite."""
+        down, up = self._factors()
         if up.shape[1] != len(down) or [len(up), down.shape[1]] != [shape[0], math.prod(shape[1:])]:
             raise ModelError(
                 f"{where} is of shapes {list(self.up.shape)} and {list(self.down.shape)}, which "
                 f"do not fit a weight of {list(shape)}"
             )
+        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+            raise ModelError(f"{where} holds NaN or infinity")
+
+    def change(self, shape: tuple[int, ...]) -> Tensor:
+        """The change, float32, in a weight's shape, which fits."""
+        down, up = self._factors()
         return (self.alpha / len(down) * (up @ down)).reshape(shape)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """As float32 matrices [r, the rest] and [out, r]."""
+        return self.down.float().flatten(1), self.up.float().flatten(1)
 
 
 @dataclass(frozen=True)
