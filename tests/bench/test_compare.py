@@ -66,3 +66,18 @@ def test_a_machine_that_was_slower_itself_is_told(row):
     slow = row(STEADY)
     slow["ceilings"]["samples"] = {"a large matrix product": [0.2] * 8}
     assert machine_ratio([row(STEADY)], [slow]) == Interval(2.0, 2.0, 2.0)
+
+
+def test_what_is_only_as_slow_as_the_machine_was_is_no_regression(row):
+    def verdict(slowdown, machine, **where):
+        after = row([slowdown * each for each in STEADY])
+        after["ceilings"]["samples"] = {"a large matrix product": [0.1 * machine] * 8}
+        after["environment"] |= where
+        (found,) = compare([row(STEADY)], [after])
+        return found.verdict
+
+    assert verdict(1.3, 1.3) == "as the machine"
+    assert verdict(0.7, 0.7) == "as the machine"
+    assert verdict(1.3, 1.0) == "slower"
+    assert verdict(1.6, 1.3) == "slower"
+    assert verdict(1.3, 1.3, cpu="another processor") == "slower"

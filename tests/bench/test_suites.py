@@ -23,6 +23,7 @@ def rows_of(cases):
     return list(measure(cases, torch.device("cpu"), Effort(1, 1, 0.0)))
 
 
+@pytest.mark.slow
 def test_calls_at_once_and_in_a_row_are_timed_with_their_latencies():
     rows = rows_of(concurrency.cases(Plan(steps=2)))
     assert [row["settings"]["way"] for row in rows] == ["in a row", "at once"]

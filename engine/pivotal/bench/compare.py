@@ -11,7 +11,9 @@ from pivotal.bench.intervals import FEWEST, Interval, ratio_interval
 from pivotal.bench.measuring import PRODUCT
 from pivotal.bench.rows import Row, latest
 
-Verdict = Literal["slower", "faster", "no difference shown", "too noisy", "not timed"]
+Verdict = Literal[
+    "slower", "faster", "no difference shown", "too noisy", "not timed", "as the machine"
+]
 TOLERANCE = 0.05
 """A change below it is not called one, however sure it is."""
 
@@ -79,7 +81,33 @@ def _one(before: Row, after: Row) -> Comparison:
     ratio = ratio_interval(before["samples"], after["samples"])
     noisy = before["noisy"] or after["noisy"]
     too_few = min(len(before["samples"]), len(after["samples"])) < FEWEST
-    return Comparison(*named, *middles, ratio, _verdict(ratio, noisy, too_few), noisy)
+    verdict, reason = _verdict(ratio, noisy, too_few), noisy
+    if verdict in ("slower", "faster") and _same_machine(before, after):
+        told = _machines_doing(before, after, ratio)
+        verdict, reason = (verdict, reason) if told is None else ("as the machine", told)
+    return Comparison(*named, *middles, ratio, verdict, reason)
+
+
+def _same_machine(before: Row, after: Row) -> bool:
+    """By what rows tell of it. A faster machine is no excuse to compare it with another one by."""
+    names = ("cpu", "threads")
+    return bool(before["device"] == after["device"]) and all(
+        before["environment"].get(name) == after["environment"].get(name) for name in names
+    )
+
+
+def _machines_doing(before: Row, after: Row, ratio: Interval) -> str | None:
+    """Why a case only took the longer or the shorter that the machine itself did, or None.
+
+    The large matrix product beside each case says so, where its own change is beyond doubt and
+    leaves none of the case's above TOLERANCE.
+    """
+    machine = ratio_interval(_products([before]), _products([after]))
+    changed = machine.low > 1 + TOLERANCE or machine.high < 1 - TOLERANCE
+    left = ratio.middle / machine.middle
+    if not changed or abs(left - 1) > TOLERANCE:
+        return None
+    return f"the matrix product beside it took {machine.middle:.2f} times the seconds, too"
 
 
 def _verdict(ratio: Interval, noisy: str | None, too_few: bool) -> Verdict:

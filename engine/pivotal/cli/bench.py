@@ -134,7 +134,8 @@ def compare_results(
         ),
     ],
 ) -> None:
-    """Compare machines or commits: ratios with 95 % intervals. Exit code 1 if one is slower.
+    """Compare machines or commits: ratios with 95 % intervals. Exit code 1 if one is slower, unless
+    the same machine was as much slower itself.
 
     Example: `pivotal bench compare before.jsonl after.jsonl`
     """
