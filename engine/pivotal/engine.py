@@ -28,6 +28,7 @@ from .inversion_task import checked_settings
 from .model.load import Model, load
 from .model.lora import require_own_weights
 from .model.lora_file import Lora
+from .model.offloading import offload as move_out
 from .planning import Planner
 from .query import Conditioning
 from .results import Edited, Generated, Images, OutputType, Reconstruction, as_output
@@ -107,6 +108,7 @@ class Engine:
         batch_invariant: bool = False,
         long_prompts: int = 1,
         weighted_prompts: bool = False,
+        offload: bool = False,
         **options: Any,
     ) -> Engine:
         """`model`: "shapes" (bundled), a diffusers folder, a hub id, or "random:<family>".
@@ -127,6 +129,8 @@ class Engine:
         A prompt that does not fit is refused (see `model.text.TextEncoder.take_long_prompts`).
         weighted_prompts: `(word:1.3)` in a prompt weighs, torch's backend alone; otherwise it is
         text (see `model.weighting`). Words are found in the text without the syntax.
+        offload: text encoders and the autoencoder are on the device only while they are used;
+        they are loaded there once. On a CPU it is refused (see `model.offloading`).
         options: device, dtype, variant, revision, local_files_only, family, prediction_type,
         tokenizer, vae, lora, embedding, as `model.load.load`.
         """
@@ -149,6 +153,8 @@ class Engine:
         in_torch = partial(
             torch_denoiser, loaded, _decoder(loaded), compile_options(compile, attention, backend)
         )
+        if offload:
+            move_out(loaded)
         engine = cls(
             loaded,
             denoiser_of(backend, loaded, exported, in_torch, allow_foreign=allow_foreign),

@@ -11,6 +11,7 @@ import torch
 from .driver import drive
 from .inversion.registry import Method
 from .model.load import Model
+from .model.lora import LoraStack
 from .query import Answer, Conditioning, Denoise, LossGradient, Noise, NoiseGradient, NoiseLoss
 from .query import Query as AnyQuery
 from .runtime.memory_plan import TEXT_ENCODERS, MemoryPlan, NetworkMemory, Shape, device_limit
@@ -24,10 +25,14 @@ _SIDE, _LENGTH, _WIDTH = 16, 4, 8
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans jobs on one model. limit: the bytes that a job may use, weights included."""
+    """Plans jobs on one model. limit: the bytes that a job may use, weights included.
+
+    loras: those that it wears, whose originals are kept beside the weights.
+    """
 
     networks: NetworkMemory
     limit: int | None = None
+    loras: LoraStack | None = None
     _rehearsals: dict[Any, Mapping[Any, int]] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -52,8 +57,10 @@ class Planner:
             model.precision,
             gradient_checkpointing=gradient_checkpointing,
             tiled_autoencoder=model.autoencoder.tiled,
+            offloaded=model.autoencoder.visiting is not None,
+            chunks=model.text.tokenizers[0].chunks,
         )
-        return Planner(networks, limit)
+        return Planner(networks, limit, model.loras)
 
     def job(
         self,
@@ -95,7 +102,8 @@ class Planner:
         shape = self._latents(size)
         known = (method.name, options, schedule)
         if known not in self._rehearsals:
-            self._rehearsals[known] = rehearsed(method, options, schedule)
+            pooled = self.networks.family.time_ids
+            self._rehearsals[known] = rehearsed(method, options, schedule, pooled=pooled)
         asked = dict(self._rehearsals[known])
         if NoiseGradient in method.needs and set(asked) == {None}:
             asked["latents"] = asked[None]  # the stand-in was too easy for it to need a gradient
@@ -127,10 +135,11 @@ class Planner:
         )
 
     def _plan(self, job: str, size: tuple[int, int], **figures: int) -> MemoryPlan:
+        autoencoder, text = self.networks.visiting()
         return MemoryPlan(
             job=f"{job} in {self.networks.precision.name}",
-            weights=self.networks.weights(),
-            autoencoder=self.networks.autoencode(size),
+            weights=self.networks.weights() + (0 if self.loras is None else self.loras.bytes),
+            autoencoder=max(autoencoder + self.networks.autoencode(size), text),
             limit=self.limit,
             **figures,
         )
@@ -161,16 +170,20 @@ class Planner:
         return elements * _FLOAT32
 
 
-def rehearsed(method: Method, options: Any, schedule: Schedule) -> Mapping[Any, int]:
+def rehearsed(
+    method: Method, options: Any, schedule: Schedule, *, pooled: bool = False
+) -> Mapping[Any, int]:
     """The most rows that a method asks at once for one image, by what is differentiated.
 
-    None stands for a forward pass. The method is run, on a stand-in for a network.
+    None stands for a forward pass. The method is run, on a stand-in for a network. pooled: whether
+    that takes a pooled vector.
     """
     stand_in = _StandIn({})
-    conditioning = Conditioning(torch.ones(1, _LENGTH, _WIDTH))
+    vector = torch.ones(1, _WIDTH) if pooled else None
+    conditioning = Conditioning(torch.ones(1, _LENGTH, _WIDTH), vector)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 4, _SIDE, _SIDE, generator=generator)
-    null = Conditioning(torch.zeros(1, _LENGTH, _WIDTH))
+    null = Conditioning(torch.zeros(1, _LENGTH, _WIDTH), vector)
     drive(method.invert(schedule, latents, conditioning, null, options), stand_in)
     return stand_in.asked
 

@@ -196,6 +196,15 @@ class ModelOptions(CheckpointOptions):
         ),
     ] = False
 
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload",
+            help="Text encoders and the VAE are on the GPU only while they are used.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+
     def bytes_allowed(self) -> int | None:
         if self.memory_limit is None:
             return None
@@ -226,6 +235,7 @@ class ModelOptions(CheckpointOptions):
             batch_invariant=self.batch_invariant,
             long_prompts=self.long_prompts,
             weighted_prompts=self.weighted_prompts,
+            offload=self.offload,
             **self.parts(),
             attention=cast("Impl", self.attention_impl),  # checked where it is used
         )

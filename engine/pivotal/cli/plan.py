@@ -55,6 +55,8 @@ def plan(
         precision_of(model.dtype),
         gradient_checkpointing=model.gradient_checkpointing,
         tiled_autoencoder=model.tiled_vae,
+        offloaded=model.offload,
+        chunks=model.long_prompts,
     )
     pixels = parse_size(size) or default_size(
         configs["unet"].get("sample_size"), networks.scale, family

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from pivotal.errors import NonFiniteError
+from pivotal.model.offloading import Visiting
 from pivotal.model.tiling import TILE, tiled
 
 
@@ -21,6 +23,7 @@ class Autoencoder:
     """
 
     tiled: bool = False
+    visiting: Visiting | None = None
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae.eval().requires_grad_(False)
@@ -54,7 +57,7 @@ class Autoencoder:
             mean: Tensor = self.vae.encode(part).latent_dist.mode()
             return mean.float()
 
-        with self._alone:
+        with self._alone, self._present():
             if self.tiled and max(height, width) > TILE * self.scale:
                 mean = tiled(self.vae.encoder, mean_of, images, self.scale, 1)
             else:
@@ -77,12 +80,15 @@ class Autoencoder:
             images: Tensor = self.vae.decode(part.to(self.dtype)).sample
             return images.float()
 
-        with self._alone:
+        with self._alone, self._present():
             if self.tiled and max(latents.shape[-2:]) > TILE:
                 images = tiled(self.vae.decoder, images_of, unscaled, 1, self.scale)
             else:
                 images = images_of(unscaled)
         return self._finite(images, "decoded image")
+
+    def _present(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.visiting is None else self.visiting.present()
 
     def scaled(self, mean: Tensor) -> Tensor:
         """The encoder's mean [B, C, h, w] float32 as latents."""

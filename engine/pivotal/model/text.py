@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pivotal.errors import ModelError, NonFiniteError
+from pivotal.model.offloading import Visiting
 from pivotal.model.tokenizers import Tokenizer
 from pivotal.model.weighting import read_weights, token_weights, weighted
 from pivotal.query import Conditioning
@@ -31,6 +33,7 @@ class TextEncoder:
     """
 
     weighted: bool = False
+    visiting: Visiting | None = None
 
     def __init__(
         self,
@@ -110,11 +113,12 @@ class TextEncoder:
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts={prompts!r}; a list with at least one prompt is expected")
         told = [self._read(prompt) for prompt in prompts]
-        if len(self.encoders) == 1:
-            hidden, _ = self._by_encoder(0, told)
-            conditioning = Conditioning(hidden)
-        else:
-            conditioning = self._two(told, self.default_size if size is None else size)
+        with self.visiting.present() if self.visiting else nullcontext():
+            if len(self.encoders) == 1:
+                hidden, _ = self._by_encoder(0, told)
+                conditioning = Conditioning(hidden)
+            else:
+                conditioning = self._two(told, self.default_size if size is None else size)
         for name in ("hidden_states", "pooled"):
             value = getattr(conditioning, name)
             if value is not None and not torch.isfinite(value).all():

@@ -38,13 +38,18 @@ class NetworkMemory:
         *,
         gradient_checkpointing: bool = False,
         tiled_autoencoder: bool = False,
+        offloaded: bool = False,
+        chunks: int = 1,
     ) -> None:
         self.configs = configs
         self.family = family
         self.precision = precision
         self.gradient_checkpointing = gradient_checkpointing
         self.tiled_autoencoder = tiled_autoencoder
+        self.offloaded = offloaded  # all but the UNet
+        self.chunks = chunks  # that a prompt is spread over
         self._kept: dict[tuple[Any, ...], int] = {}
+        self._each: tuple[int, int, int] | None = None
 
     @property
     def channels(self) -> int:
@@ -60,11 +65,17 @@ class NetworkMemory:
     def embedding(self) -> tuple[int, int]:
         """Length and width of a prompt's hidden states."""
         length = self.configs["text_encoder"]["max_position_embeddings"]
-        return int(length), int(self.configs["unet"]["cross_attention_dim"])
+        return self.chunks * int(length), int(self.configs["unet"]["cross_attention_dim"])
 
     def weights(self) -> int:
-        """Of all networks, at rest."""
-        return self._once(("weights",), self._weights)
+        """Of the networks that stay on the device."""
+        unet, *others = self._once_each()
+        return unet + (0 if self.offloaded else sum(others))
+
+    def visiting(self) -> tuple[int, int]:
+        """Weights of the autoencoder and of the text encoders, where they are offloaded."""
+        _, autoencoder, text = self._once_each()
+        return (autoencoder, text) if self.offloaded else (0, 0)
 
     def denoise(self, latents: Shape) -> int:
         """Of one row of a forward pass."""
@@ -90,15 +101,22 @@ class NetworkMemory:
             self._kept[key] = count()
         return self._kept[key]
 
-    def _weights(self) -> int:
+    def _once_each(self) -> tuple[int, int, int]:
+        if self._each is None:
+            self._each = self._weights()
+        return self._each
+
+    def _weights(self) -> tuple[int, int, int]:
+        """Of the UNet, the autoencoder and the text encoders."""
         networks, vae = self.precision.networks, self.precision.autoencoder
-        total = weight_bytes(empty_unet(self.configs["unet"]), networks)
-        total += weight_bytes(empty_autoencoder(self.configs["vae"]), vae)
+        unet = weight_bytes(empty_unet(self.configs["unet"]), networks)
+        autoencoder = weight_bytes(empty_autoencoder(self.configs["vae"]), vae)
+        text = 0
         for index, name in enumerate(TEXT_ENCODERS):
             if name in self.configs:
                 encoder = empty_text_encoder(self.configs[name], projected=index == 1)
-                total += weight_bytes(encoder, networks)
-        return total
+                text += weight_bytes(encoder, networks)
+        return unet, autoencoder, text
 
     def _row(self, latents: Shape, wrt: Wrt | None) -> int:
         unet = empty_unet(self.configs["unet"])
@@ -154,7 +172,8 @@ class MemoryPlan:
 
     row: one row of the network in the job's most demanding question. rows: as many as it would ask
     at once; least: as few as it can. state: what is kept between the steps. autoencoder: one
-    picture, encoded or decoded. limit: what the job may use, weights included; None for no limit.
+    picture, encoded or decoded; where networks are offloaded with its weights, or the text
+    encoders' if those are more. limit: what the job may use, weights included; None for no limit.
     """
 
     job: str
