@@ -116,8 +116,8 @@ def text(conditioning):
 
 @pytest.fixture(
     params=[
-        # what it has of its own, the v-predicting one has too
-        pytest.param(name, marks=pytest.mark.slow if name == "sd2 eps" else ())
+        # what these have of their own, the one at zero terminal SNR has too
+        pytest.param(name, marks=pytest.mark.slow if name in ("sd2 eps", "sd2 v") else ())
         for name in FAMILIES
     ]
 )

@@ -110,6 +110,7 @@ def test_a_number_of_chunks_that_is_none_is_refused(text):
             text.take_long_prompts(wrong)
 
 
+@pytest.mark.slow
 def test_an_edit_in_the_second_chunk_acts_and_the_first_is_as_it_was():
     engine = pivotal.Engine.load("shapes", long_prompts=2)
     assert engine.model.fingerprint != pivotal.Engine.load("shapes").model.fingerprint
