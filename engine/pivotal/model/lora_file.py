@@ -87,7 +87,7 @@ class LowRank:
     alpha: float
 
     def require(self, where: str, shape: tuple[int, ...]) -> None:
-        """Raise ModelError for a change that does not fit a weight of this shape or isn't finite."""
+        """Raise ModelError for a change that does not fit a weight or is not finite."""
         down, up = self._factors()
         if up.shape[1] != len(down) or [len(up), down.shape[1]] != [shape[0], math.prod(shape[1:])]:
             raise ModelError(
