@@ -27,7 +27,7 @@ from pivotal.model.load import load
 from pivotal.model.networks import empty_autoencoder, empty_text_encoder, empty_unet
 from pivotal.model.safetensors_header import Entry, Header
 from pivotal.model.single_file import _others
-from pivotal.model.single_file_config import UNET, under, unet_config
+from pivotal.model.single_file_config import UNET, open_clip_config, under, unet_config
 
 FAMILY_NAMES = ("sd1", "sd2", "sdxl")
 CONV_IN = UNET + "input_blocks.0.0.weight"
@@ -176,6 +176,17 @@ def test_what_a_file_predicts(published_shapes, tmp_path, caplog):
     assert not caplog.records
 
 
+def test_a_tower_written_without_its_last_layer_keeps_the_others(published_shapes):
+    """diffusers' own script writes SD 2.x's 23 layers where the published file has 24."""
+    published = FAMILIES["sd2"].architecture.text_encoders[0]
+    whole = under(published_shapes("sd2"), "cond_stage_model.model.")
+    last = "transformer.resblocks.23."
+    written = {name: shape for name, shape in whole.items() if not name.startswith(last)}
+    assert len(written) < len(whole)
+    for shapes in (whole, written):
+        assert open_clip_config(shapes, published, projected=False)["num_hidden_layers"] == 23
+
+
 def test_zero_terminal_snr_is_the_files_to_say(single_file, vocabulary_folder, tmp_path):
     marks = {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}
     path = changed(single_file("sd1"), tmp_path, lambda t: t.update(marks))
@@ -183,6 +194,7 @@ def test_zero_terminal_snr_is_the_files_to_say(single_file, vocabulary_folder, t
     assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_of_the_content_and_of_how_it_is_read(
     single_file, vocabulary_folder, tmp_path
 ):
@@ -309,6 +321,7 @@ def test_the_tiny_files_hold_what_the_real_ones_hold(single_file, published_shap
             assert kinds(file.keys()) <= kinds(published_shapes(family)), family
 
 
+@pytest.mark.slow
 def test_the_command_line_inverts_and_edits_with_a_single_file(
     single_file, vocabulary_folder, tmp_path, monkeypatch
 ):

@@ -104,10 +104,13 @@ def clip_config(shapes: Shapes, published: Config) -> dict[str, Any]:
 def open_clip_config(shapes: Shapes, published: Config, *, projected: bool) -> dict[str, Any]:
     """A text tower's config from OpenCLIP's names, less the prefix.
 
-    SD 2.x takes the penultimate layer's output, so that its last layer is left out; SDXL, which is
-    `projected`, keeps it for the pooled vector.
+    SD 2.x takes the penultimate layer's output, so that its last layer is left out, here or, in
+    files that were written from diffusers' folders, there; SDXL, which is `projected`, keeps it for
+    the pooled vector.
     """
-    layers = _count(shapes, "transformer.resblocks.") - (0 if projected else 1)
+    layers = _count(shapes, "transformer.resblocks.")
+    if not projected and layers != published["num_hidden_layers"]:
+        layers -= 1
     vocabulary, width = _pair(shapes, "token_embedding.weight")
     positions = _shape(shapes, "positional_embedding")[0]
     inner = _shape(shapes, "transformer.resblocks.0.mlp.c_fc.weight")[0]
