@@ -20,7 +20,7 @@ from pivotal.model.lora_file import Lora
 from pivotal.model.safetensors_header import read_header
 from pivotal.model.textual_inversion import Embedding, teach
 
-EACH, MANY = {"edit_bytes": 20, "edit_header": 20, "edit_tensors": 3}, 60
+EACH, MANY = {"edit_bytes": 10, "edit_header": 10, "edit_tensors": 2}, 60
 
 
 def parts(data):
@@ -181,14 +181,14 @@ def test_damaged_loras_and_embeddings_are_one_sentence(edit, sd_folder, tmp_path
     }
     path = tmp_path / "bad.safetensors"
     data = save(lora, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 2})})
-    refused = check(edit, 40, path, data, lambda: model.loras.wear([Lora(path)]))
+    refused = check(edit, 15, path, data, lambda: model.loras.wear([Lora(path)]))
     words = iter(f"<word{number}>" for number in range(1000))
 
     def call():
         teach(Embedding(path, next(words)), model.text.tokenizers, model.text.encoders)
 
-    refused += check(edit, 40, path, save({"emb_params": torch.ones(3, 32)}), call)
-    assert refused > 30
+    refused += check(edit, 15, path, save({"emb_params": torch.ones(3, 32)}), call)
+    assert refused > 10
 
 
 def renamed_pickle(path):

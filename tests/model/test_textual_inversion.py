@@ -109,6 +109,7 @@ def test_what_is_no_word_is_one_sentence(sd_folder, written, tensors, error, sen
     assert path.name in str(caught.value) or "vocabulary" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_another_autoencoder_is_a_file_or_a_folder(sd_folder, single_file, sdxl_folder, tmp_path):
     plain = load(sd_folder, family="sd1")
     images = torch.rand(1, 3, 32, 32)
