@@ -26,11 +26,15 @@ def checked_negative(negative_prompt: str, method: Method, guidance_scale: float
             "away from the source's own prompt; choose another method or leave it out"
         )
     if guidance_scale == 1:
-        raise ValueError(
-            f"negative_prompt={negative_prompt!r} does nothing at guidance_scale=1, which is no "
-            "guidance; raise it or leave the negative prompt out"
-        )
+        raise does_nothing(negative_prompt)
     return negative_prompt
+
+
+def does_nothing(negative_prompt: str) -> ValueError:
+    return ValueError(
+        f"negative_prompt={negative_prompt!r} does nothing at guidance_scale=1, which is no "
+        "guidance; raise it or leave the negative prompt out"
+    )
 
 
 def under_negative(

@@ -93,3 +93,8 @@ def test_what_would_do_nothing_or_break_a_fit_is_refused(engine, invert, picture
     with pytest.raises(ValueError, match="negative_prompt=3; a text"):
         engine.reconstruct(fitted, negative_prompt=3)
     assert np.isfinite(engine.reconstruct(fitted, negative_prompt=NEGATIVE).psnr)
+
+
+def test_pictures_from_text_take_none_where_it_would_do_nothing(engine):
+    with pytest.raises(ValueError, match="'blue' does nothing at guidance_scale=1"):
+        engine.generate(PROMPT, num_inference_steps=1, guidance_scale=1.0, negative_prompt="blue")
