@@ -6,7 +6,12 @@ from safetensors.torch import save_file
 
 import pivotal
 from pivotal.errors import BackendError, ModelError
+from pivotal.model.load import load
 from pivotal.model.lora import require_own_weights
+from pivotal.model.lora_file import Lora
+from pivotal.query import Denoise
+from pivotal.runtime.cuda_graphs import CudaCapture, GraphedDenoiser
+from pivotal.runtime.torch_denoiser import TorchDenoiser
 
 PROMPT = "a red circle on a gray background"
 
@@ -55,6 +60,25 @@ def test_a_picture_changes_with_a_lora_and_comes_back_without(lora, picture):
     engine.reconstruct(inverted)
 
 
+def test_the_plan_counts_the_originals_of_changed_weights(lora):
+    engine = pivotal.Engine.load("shapes")
+
+    def planned():
+        return engine.plan(num_inference_steps=1).weights
+
+    plain = planned()
+    changed = [
+        module.weight
+        for name, module in engine.model.unet.unet.named_modules()
+        if name.endswith("attn2.to_v")
+    ]
+    for worn in ((lora,), (lora, f"{lora}:0.5")):
+        engine.lora(*worn)
+        assert planned() - plain == sum(weight.nbytes for weight in changed) > 0
+    engine.lora()
+    assert planned() == plain
+
+
 def test_no_call_changes_its_weights_midway(lora):
     engine = pivotal.Engine.load("shapes")
     refused = []
@@ -81,3 +105,34 @@ def test_weights_that_are_elsewhere_are_not_taken_for_changed():
     with pytest.raises(BackendError, match="load the model with lora="):
         require_own_weights("fp8", "torch fp8")
     require_own_weights("plain", "compiled")
+
+
+def recorded(work):
+    """What a captured graph does, without a GPU: the same work again, into the same memory."""
+    static = work()
+    return lambda: static.eps.copy_(work().eps), static
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_captured_graph_answers_with_the_loras_of_the_moment(lora, device):
+    model = load("shapes", device=device)
+    place, captures = torch.device(device), []
+    record = recorded if device == "cpu" else CudaCapture(place)
+
+    def capture(work):
+        captures.append(work)
+        return record(work)
+
+    eager = TorchDenoiser(model.unet, "epsilon")
+    graphed = GraphedDenoiser(eager, place, capture=capture)
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    alpha_bars = torch.full((1,), 0.5, dtype=torch.float64)
+    asked = Denoise(latents, torch.full((1,), 300.0), alpha_bars, model.text.encode([PROMPT]))
+    query, seen = asked.to(place), []
+    for worn in ([], [Lora(lora)], [Lora(lora, 0.5)], []):
+        model.loras.wear(worn)
+        seen.append(graphed.answer(query).eps)
+        torch.testing.assert_close(seen[-1], eager.answer(query).eps, rtol=1e-4, atol=1e-4)
+    assert len(captures) == 1
+    assert torch.equal(seen[0], seen[3])
+    assert min((seen[1] - seen[0]).abs().max(), (seen[2] - seen[1]).abs().max()) > 1e-3
