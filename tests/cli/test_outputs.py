@@ -189,6 +189,7 @@ def test_a_process_that_is_ended_leaves_nothing_half_written(tmp_path, names, nu
     child = os.fork()
     if child == 0:
         code = 99
+        signal.signal(number, signal.SIG_DFL)  # started under nohup, it is ignored
         try:
             guarded(run, None)
         except SystemExit as stop:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from methods import odd_timestep, table
-from methods.measuring import measure, options_of, scenes_of
+from methods.measuring import edits_for, measure, options_of, scenes_of
 from methods.plots import PLOTS, draw
 from methods.results import joined, rows_of
 from methods.together import measure_together
@@ -20,7 +20,6 @@ from pivotal.engine import Engine
 from pivotal.inversion import registry
 from pivotal.inversion.registry import METHODS
 from shapes.cases import EVALUATION_SEED
-from shapes.evaluate import EDITS
 from shapes.judge import judge_edit
 
 STEPS = 2
@@ -100,7 +99,7 @@ def test_an_edit_is_what_the_engine_makes_of_it_and_is_judged_by_the_oracle(engi
         inversion = engine.invert(
             source, case.prompt, method="direct", num_inference_steps=STEPS, guidance_scale=7.5
         )
-        wish = Edit(case.target, blend=case.words, **EDITS[case.kind])
+        wish = Edit(case.target, blend=case.words, **edits_for(METHODS["direct"])[case.kind])
         picture = np.asarray(engine.edit(inversion, wish).pictures[0])
         verdict = judge_edit(case, picture).record()
         assert scene["edit"]["outside_db"] == pytest.approx(verdict["outside_db"], abs=0.05)
@@ -204,10 +203,10 @@ def test_groups_that_overlap_count_a_scene_once(engine, scenes):
 def test_rows_of_other_options_or_edits_are_not_put_together(engine, scenes):
     row = {**measure(engine, scenes, Trial("a", "k-euler", 1.0), 1, edited=False), "study": "table"}
     row |= {"count": 2, "edits": {"colour": {"null_text_steps": 0.2}}}
-    karras = {**row, "options": {**row["options"], "grid": "karras"}}
+    other = {**row, "options": {**row["options"], "grid": "linear"}}
     former = {**row, "edits": {"colour": {}}}
-    assert [found["options"]["grid"] for found in joined([row, karras, former])] == [
-        row["options"]["grid"], "karras", row["options"]["grid"]
+    assert [found["options"]["grid"] for found in joined([row, other, former])] == [
+        row["options"]["grid"], "linear", row["options"]["grid"]
     ]  # fmt: skip
 
 
