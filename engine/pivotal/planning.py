@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any, Literal
 
 import torch
@@ -14,6 +16,7 @@ from .model.load import Model
 from .model.lora import LoraStack
 from .query import Answer, Conditioning, Denoise, LossGradient, Noise, NoiseGradient, NoiseLoss
 from .query import Query as AnyQuery
+from .runtime.memory_count import Peak
 from .runtime.memory_plan import TEXT_ENCODERS, MemoryPlan, NetworkMemory, Shape, device_limit
 from .schedule import Schedule
 
@@ -107,11 +110,11 @@ class Planner:
         asked = dict(self._rehearsals[known])
         if NoiseGradient in method.needs and set(asked) == {None}:
             asked["latents"] = asked[None]  # the stand-in was too easy for it to need a gradient
-        row = max(self._row(kind, shape) for kind in asked)
+        batch = reduce(or_, (self._batch(kind, shape) for kind in asked))
         return self._plan(
             f"inverting {_pictures(images, size)} by {method.name}",
             size,
-            row=row,
+            batch=batch,
             rows=images * max(asked.values()),
             least=1,
             state=images * self._kept(method, schedule.steps, shape),
@@ -128,13 +131,13 @@ class Planner:
         return self._plan(
             what,
             size,
-            row=self.networks.denoise(shape),
+            batch=self.networks.denoise(shape),
             rows=rows * (2 if guided else 1),
             least=least,
             state=4 * rows * _elements(shape) * _FLOAT32,  # latents, both predictions, their sum
         )
 
-    def _plan(self, job: str, size: tuple[int, int], **figures: int) -> MemoryPlan:
+    def _plan(self, job: str, size: tuple[int, int], **figures: Any) -> MemoryPlan:
         autoencoder, text = self.networks.visiting()
         return MemoryPlan(
             job=f"{job} in {self.networks.precision.name}",
@@ -148,7 +151,7 @@ class Planner:
         scale = self.networks.scale
         return self.networks.channels, size[0] // scale, size[1] // scale
 
-    def _row(self, kind: Any, shape: Shape) -> int:
+    def _batch(self, kind: Any, shape: Shape) -> Peak:
         return self.networks.denoise(shape) if kind is None else self.networks.gradient(shape, kind)
 
     def _kept(self, method: Method, steps: int, latents: Shape) -> int:

@@ -23,6 +23,7 @@ from .images import Pixels, from_tensor, to_tensor
 from .model.load import Model
 from .planning import Planner
 from .query import Conditioning, Result
+from .reservations import Reservations
 from .runtime.buckets import Buckets
 from .runtime.compiled_denoiser import warm_up
 from .runtime.memory_plan import MemoryPlan
@@ -138,6 +139,7 @@ class Runner:
         self._coding = Turns()
         self._probed = False
         self._live: set[Driver] = set()  # of direct calls
+        self._reservations = Reservations()
         settings = serving or Serving()
         self.service = Service(Worker(denoiser, self._turns, settings.shared_rows), settings)
 
@@ -177,10 +179,12 @@ class Runner:
         tied: int = 1,
     ) -> int | None:
         """max_rows, or fewer where memory is limited; in the batch-invariant mode as few as an edit
-        ties together. Raises MemoryLimitError for a job that does not fit.
+        ties together. Raises MemoryLimitError for a job that does not fit, of a submitted call
+        also beside what others hold.
         """
         if self.planner.limit is not None:
-            max_rows = min(plan(self.planner).require(), max_rows or sys.maxsize)
+            fitting = self._reservations.rows(plan(self.planner), self.service.request())
+            max_rows = min(fitting, max_rows or sys.maxsize)
         return tied if self.batch_invariant else max_rows
 
     def checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -85,7 +85,8 @@ def _record(plan: MemoryPlan) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
-        **asdict(plan),
+        **{name: each for name, each in asdict(plan).items() if name != "batch"},
+        "row": plan.row,
         "rows_at_once": plan.rows_at_once,
         "fits": plan.fits,
         "peak": plan.peak(),

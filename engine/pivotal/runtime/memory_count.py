@@ -3,20 +3,58 @@
 The network is run on fake tensors, which have shapes and no memory, and every storage that an
 operation makes is added up until it is let go. So the count holds for any architecture, size and
 dtype, and knows what autograd keeps. What an operation allocates inside itself is not seen but for
-convolutions, which copy their picture and weights: a bound, as some do without.
+convolutions, which bring their picture and weights into a layout of their own: a bound, as some do
+without.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+_COPIED = 20480  # elements: torch's CPU convolves fewer, of a single row, without a copy
+
+
+class Moment(NamedTuple):
+    """Bytes at one moment: of each row, and once for all of at least so many rows."""
+
+    each: int
+    once: int
+    least: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most bytes at once, by how many rows run: what they allocate adds up, but a copy of
+    weights is made once for all.
+    """
+
+    moments: tuple[Moment, ...]
+
+    def __call__(self, rows: int) -> int:
+        return max(rows * each + once for each, once, least in self.moments if rows >= least)
+
+    @property
+    def row(self) -> int:
+        """What each of many rows takes."""
+        return max(moment.each for moment in self.moments)
+
+    def within(self, allowed: int) -> int:
+        """How many rows so many bytes are enough for."""
+        return min(max((allowed - once) // each, least - 1) for each, once, least in self.moments)
+
+    def __or__(self, other: Peak) -> Peak:
+        """Of doing either."""
+        return Peak((*self.moments, *other.moments))
 
 
 class AllocationCount(TorchDispatchMode):
@@ -25,8 +63,13 @@ class AllocationCount(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = 0
-        self.peak = 0
+        self._most: dict[tuple[int, int], int] = {}  # live bytes, by the copy beside them
         self._known: set[int] = set()
+
+    @property
+    def peak(self) -> Peak:
+        """For as many copies of what ran. The copies of different weights are told apart."""
+        return Peak(tuple(Moment(live, *copy) for copy, live in self._most.items()))
 
     def __torch_dispatch__(
         self,
@@ -35,14 +78,20 @@ class AllocationCount(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        copies = _copied(args) if func is torch.ops.aten.convolution.default else 0
         given = {_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         out = func(*args, **(kwargs or {}))
         for made in tree_leaves(out):
             if isinstance(made, Tensor) and _key(made) not in given | self._known:
                 self._add(made)
-        self.peak = max(self.peak, self.live + copies)
+        self._note(self.live, 0, 1)
+        if func is torch.ops.aten.convolution.default:
+            picture, weights = args[:2]
+            least = 1 if picture.numel() > _COPIED else 2
+            self._note(self.live + picture.nbytes, weights.nbytes, least)
         return out
+
+    def _note(self, live: int, once: int, least: int) -> None:
+        self._most[once, least] = max(live, self._most.get((once, least), 0))
 
     def _add(self, made: Tensor) -> None:
         storage, key = made.untyped_storage(), _key(made)
@@ -56,16 +105,6 @@ class AllocationCount(TorchDispatchMode):
         self.live -= size
 
 
-def _copied(args: Sequence[Any]) -> int:
-    """A convolution's picture and weights, which it brings into a layout of its own first.
-
-    Where there are more weights than pixels the copy is of the weights alone, once whatever the
-    rows (at most 118 MB in Stable Diffusion's UNets), so it is not a row's and not counted.
-    """
-    picture, weights = args[:2]
-    return int(picture.nbytes + weights.nbytes) if picture.nbytes > weights.nbytes else 0
-
-
 def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
@@ -77,7 +116,7 @@ def faking() -> AbstractContextManager[Any]:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
+def peak_bytes(run: Callable[[], object]) -> Peak:
     """The most bytes that `run` has allocated at once. It must run on fake tensors."""
     count = AllocationCount()
     with count:

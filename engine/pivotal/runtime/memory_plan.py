@@ -14,7 +14,7 @@ from pivotal.model.networks import empty_autoencoder, empty_text_encoder, empty_
 from pivotal.model.tiling import TILE
 from pivotal.model.unet import RoutedUNet
 from pivotal.query import Conditioning, Denoise, NoiseGradient, Wrt
-from pivotal.runtime.memory_count import faking, filled, peak_bytes, weight_bytes
+from pivotal.runtime.memory_count import Peak, faking, filled, peak_bytes, weight_bytes
 from pivotal.runtime.precision import Precision
 from pivotal.runtime.torch_denoiser import TorchDenoiser
 
@@ -26,8 +26,7 @@ class NetworkMemory:
     """Bytes of a checkpoint's networks, from its config files alone; no weights are read.
 
     configs: `unet`, `vae`, `text_encoder` and, for SDXL, `text_encoder_2`. Figures are those of
-    torch's eager mode, counted once each and kept. A row's is exact for any number of rows: what
-    they allocate adds up.
+    torch's eager mode, counted once each and kept.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class NetworkMemory:
         self.tiled_autoencoder = tiled_autoencoder
         self.offloaded = offloaded  # all but the UNet
         self.chunks = chunks  # that a prompt is spread over
-        self._kept: dict[tuple[Any, ...], int] = {}
+        self._kept: dict[tuple[Any, ...], Peak] = {}
         self._each: tuple[int, int, int] | None = None
 
     @property
@@ -77,26 +76,26 @@ class NetworkMemory:
         _, autoencoder, text = self._once_each()
         return (autoencoder, text) if self.offloaded else (0, 0)
 
-    def denoise(self, latents: Shape) -> int:
-        """Of one row of a forward pass."""
+    def denoise(self, latents: Shape) -> Peak:
+        """Of rows of a forward pass."""
         return self._once((Denoise, latents), lambda: self._row(latents, None))
 
-    def gradient(self, latents: Shape, wrt: Wrt) -> int:
-        """Of one row of a forward and a backward pass."""
+    def gradient(self, latents: Shape, wrt: Wrt) -> Peak:
+        """Of rows of a forward and a backward pass."""
         return self._once((NoiseGradient, latents, wrt), lambda: self._row(latents, wrt))
 
     def autoencode(self, size: tuple[int, int]) -> int:
         """Of encoding or decoding one picture of (height, width), whichever is more."""
         if not self.tiled_autoencoder:
-            return self._once(("autoencode", size), lambda: self._autoencode(size))
+            return self._once(("autoencode", size), lambda: self._autoencode(size))(1)
         height, width = (min(side, TILE * self.scale) for side in size)
         tile = self._once(
             ("autoencode", (height, width)), lambda: self._autoencode((height, width))
         )
         whole = 3 * size[0] * size[1] * 4  # float32: the picture, the sum of tiles, and their mean
-        return tile + (0 if (height, width) == tuple(size) else 3 * whole)
+        return tile(1) + (0 if (height, width) == tuple(size) else 3 * whole)
 
-    def _once(self, key: tuple[Any, ...], count: Callable[[], int]) -> int:
+    def _once(self, key: tuple[Any, ...], count: Callable[[], Peak]) -> Peak:
         if key not in self._kept:
             self._kept[key] = count()
         return self._kept[key]
@@ -118,7 +117,7 @@ class NetworkMemory:
                 text += weight_bytes(encoder, networks)
         return unet, autoencoder, text
 
-    def _row(self, latents: Shape, wrt: Wrt | None) -> int:
+    def _row(self, latents: Shape, wrt: Wrt | None) -> Peak:
         unet = empty_unet(self.configs["unet"])
         routed = RoutedUNet(unet, word_map_downscale=self.family.word_map_downscale)
         routed.checkpoint_gradients(self.gradient_checkpointing)
@@ -151,7 +150,7 @@ class NetworkMemory:
         width = self.configs["text_encoder_2"]["projection_dim"]
         return Conditioning(hidden, torch.zeros(1, width), torch.zeros(1, 6))
 
-    def _autoencode(self, size: tuple[int, int]) -> int:
+    def _autoencode(self, size: tuple[int, int]) -> Peak:
         vae = empty_autoencoder(self.configs["vae"])
         with faking(), torch.no_grad():
             filled(vae, self.precision.autoencoder)
@@ -160,17 +159,15 @@ class NetworkMemory:
             sides = (side // self.scale for side in size)
             latents = torch.zeros(1, self.channels, *sides, dtype=dtype)
 
-            return max(
-                peak_bytes(lambda: vae.encode(picture).latent_dist.mode().float()),
-                peak_bytes(lambda: vae.decode(latents).sample.float()),
-            )
+            encoding = peak_bytes(lambda: vae.encode(picture).latent_dist.mode().float())
+            return encoding | peak_bytes(lambda: vae.decode(latents).sample.float())
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """What a job needs, in bytes, and how much of it fits.
 
-    row: one row of the network in the job's most demanding question. rows: as many as it would ask
+    batch: rows of the network in the job's most demanding question. rows: as many as it would ask
     at once; least: as few as it can. state: what is kept between the steps. autoencoder: one
     picture, encoded or decoded; where networks are offloaded with its weights, or the text
     encoders' if those are more. limit: what the job may use, weights included; None for no limit.
@@ -178,7 +175,7 @@ class MemoryPlan:
 
     job: str
     weights: int
-    row: int
+    batch: Peak
     rows: int
     least: int
     state: int
@@ -186,11 +183,16 @@ class MemoryPlan:
     limit: int | None
 
     @property
+    def row(self) -> int:
+        """What each of many rows takes."""
+        return self.batch.row
+
+    @property
     def rows_at_once(self) -> int:
         """As many rows as fit, at most `rows`; 0 where a single one does not."""
         if self.limit is None:
             return self.rows
-        return max(0, min(self.rows, (self.limit - self.weights - self.state) // self.row))
+        return min(self.rows, self.batch.within(self.limit - self.weights - self.state))
 
     @property
     def fits(self) -> bool:
@@ -202,13 +204,13 @@ class MemoryPlan:
     def peak(self, rows: int | None = None) -> int:
         """The most bytes at once with so many rows in a batch: those that fit if None."""
         rows = max(self.rows_at_once, self.least) if rows is None else rows
-        return self.weights + self.state + max(rows * self.row, self.autoencoder)
+        return self.weights + self.state + max(self.batch(rows), self.autoencoder)
 
     def require(self) -> int:
         """The rows to ask at once. Raises MemoryLimitError where not even the least fit."""
         if not self.fits:
             assert self.limit is not None
-            tiles = "a tiled autoencoder, " if self.autoencoder > self.least * self.row else ""
+            tiles = "a tiled autoencoder, " if self.autoencoder > self.batch(self.least) else ""
             raise MemoryLimitError(
                 f"{self.job} needs {said(self.peak(self.least))} of memory ({said(self.weights)} "
                 f"of them the weights) and may use {said(self.limit)}: use a smaller size, "
