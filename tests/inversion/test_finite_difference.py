@@ -121,11 +121,39 @@ def test_exact_corrections_descend_the_errors_square(calm, calm_unet, gentle, ca
     torch.testing.assert_close(best, (z - 0.05 * gradient).detach(), rtol=1e-6, atol=1e-7)
 
 
+def test_frozen_corrections_are_damped_iterations_of_the_step_downs_own_equation(
+    calm, calm_unet, gentle, case, text
+):
+    """Once they no longer move, the sampler's step from there is where they came from."""
+    one, schedule, strength = case(), gentle(STEPS), 0.5
+    low, high = grid(schedule).levels[2:4]
+    options = FiniteDifferenceOptions(
+        guidance_scale=SCALE, gradient="frozen", refine_iterations=3, smallest_fall=0.0,
+        tolerance=0.0, refine_strength=strength,
+    )  # fmt: skip
+    origin, proposal = one[0], 1.1 * one[0]
+    best, errors = drive(
+        finite_difference.refine(origin, proposal, low, high, one[1], one[2], options), calm()
+    )
+    unet, z, expected = calm_unet(), proposal, []
+    cond, null = text(unet, one[1]), text(unet, one[2])
+    for _ in range(3):
+        eps = null(z, high.timestep) + SCALE * (cond(z, high.timestep) - null(z, high.timestep))
+        x0 = (z - (1 - high.alpha_bar) ** 0.5 * eps) / high.alpha_bar**0.5
+        off = origin - (low.alpha_bar**0.5 * x0 + (1 - low.alpha_bar) ** 0.5 * eps)
+        expected.append(off.abs().mean().item())
+        kept, z = z, z + strength * off
+    assert errors[0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert expected[2] < 0.5 * expected[0]
+    torch.testing.assert_close(best, kept, rtol=1e-6, atol=1e-7)
+
+
 def test_corrections_bring_guided_round_trips_nearer(calm, gentle, case, there, back, rms):
     one, schedule, errors = case(), gentle(8), {}
     for name, given in {
         "plain": {"refine_iterations": 0},
-        "finite": {"earlier": -1.0, "refine_strength": 0.2},  # asked where the way down asks
+        "finite": {"earlier": -1.0, "refine_strength": 0.2},  # the null where the way down asks it
+        "frozen": {"gradient": "frozen", "refine_strength": 0.3},
         "exact": {"gradient": "exact", "refine_strength": 0.3},
     }.items():
         options = FiniteDifferenceOptions(
@@ -135,6 +163,7 @@ def test_corrections_bring_guided_round_trips_nearer(calm, gentle, case, there, 
         again = back(finite_difference, calm(), schedule, inverted, one, 2.0, options)
         errors[name] = rms(again - one[0])
     assert errors["exact"] < 0.9 * errors["plain"]
+    assert errors["frozen"] < 0.9 * errors["plain"]
     assert errors["finite"] < errors["plain"]
 
 
@@ -172,7 +201,7 @@ def test_rows_stop_each_for_itself(calm, recording, gentle, case, there):
         ({"refine_strength": 0.0}, "refine_strength=0.0; it must be above 0"),
         ({"refine_skip": 1.2}, "refine_skip=1.2; 0 to 1"),
         ({"damping": "never"}, "damping='never' is unknown; accepted are intended, published"),
-        ({"gradient": "fast"}, "gradient='fast' is unknown; accepted are finite, exact"),
+        ({"gradient": "fast"}, "gradient='fast' is unknown; accepted are finite, frozen"),
     ],
 )
 def test_impossible_options_are_refused(options, sentence):

@@ -45,7 +45,9 @@ class FiniteDifferenceOptions:
 
     earlier: the unconditional pass is asked at `t - earlier (t1 - t)`, the conditional one at t, in
     place of t1, which the step down is about; without it the result can diverge. gradient:
-    "finite", or "exact", through the network at t1.
+    "finite"; "frozen", which asks both passes at t1, as the step down will, and so leaves only the
+    network's part of the gradient out (ours; `earlier` then means nothing); or "exact", which asks
+    there too and takes the gradient through the network.
     """
 
     guidance_scale: float = 3.0
@@ -56,7 +58,7 @@ class FiniteDifferenceOptions:
     smallest_fall: float = 1 / _AUTHORS_ELEMENTS
     tolerance: float = 5 / _AUTHORS_ELEMENTS
     earlier: float = 0.25
-    gradient: Literal["finite", "exact"] = "finite"
+    gradient: Literal["finite", "frozen", "exact"] = "finite"
 
     def __post_init__(self) -> None:
         require_within("refine_iterations", self.refine_iterations, 0)
@@ -64,7 +66,7 @@ class FiniteDifferenceOptions:
         require_within("refine_skip", self.refine_skip, 0, 1)
         require_one_of("damping", self.damping, ("intended", "published"))
         require_within("tolerance", self.tolerance, 0)
-        require_one_of("gradient", self.gradient, ("finite", "exact"))
+        require_one_of("gradient", self.gradient, ("finite", "frozen", "exact"))
 
 
 def grid(schedule: Schedule, options: FiniteDifferenceOptions | None = None) -> Schedule:
@@ -159,7 +161,7 @@ def refine(
         )
         going_on = lowest[active] >= options.tolerance
         if options.gradient == "exact":
-            # The descent direction of |off|^2 / 2; the network's part is what "finite" leaves out.
+            # The descent direction of |off|^2 / 2; the network's part is what the others leave out.
             pulled = yield from pulled_back(off, z, high, pulled_at)
             off = a * off + b * pulled
         z = z + strength[active][:, None, None, None] * off
@@ -201,10 +203,10 @@ def _eps(
     options: FiniteDifferenceOptions,
 ) -> Algorithm[tuple[Tensor, list[tuple[float, Conditioning, Tensor]]]]:
     """The guided eps of the step down from `high`, and its parts. "finite": the unconditional pass
-    a little before `low`, the conditional one at it; "exact": both at `high`.
+    a little before `low`, the conditional one at it; "frozen" and "exact": both at `high`.
     """
     w = options.guidance_scale
-    if options.gradient == "exact":
+    if options.gradient != "finite":
         uncond, cond = yield from both_noises(latents, high, conditioning, null)
         eps_uncond, eps_cond = uncond.eps, cond.eps
     else:
