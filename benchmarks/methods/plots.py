@@ -79,9 +79,9 @@ def finite_difference(figure: Figure, rows: Rows) -> None:
     figure.set_size_inches(7.5, 5.6)
     axes = figure.subplots()
     names = [
-        "DDIM, asked at source", "DDIM, asked at destination", "none", "at the step's top",
-        *(f"offset {offset:g}" for offset in OFFSETS), "offset 0.25, from 0.3 on", "exact",
-        "exact, from 0.3 on",
+        "DDIM, asked at source", "DDIM, asked at destination", "none",
+        *(f"offset {offset:g}" for offset in OFFSETS), "offset 0.25, from 0.3 on",
+        "frozen", "frozen, from 0.3 on", "exact", "exact, from 0.3 on",
     ]  # fmt: skip
     values = [
         [rows.get(f"{name}, at {scale:g}", {}).get("latents_db", float("nan")) for scale in SCALES]

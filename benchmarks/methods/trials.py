@@ -115,6 +115,7 @@ def k_euler() -> list[Trial]:
                 found.append(Trial(f"{count} up, {name}, {grid}", "k-euler", 1.0, given, 1))
     for count in (50, 1000):
         empty = {**DERIVATIVES["source"], "guidance_scale": 0.0, "invert_steps": count}
+        empty["grid"] = "schedule"  # the author's
         found.append(Trial(f"{count} up, source, empty prompt", "k-euler", 0.0, empty, 1))
     return found
 
@@ -149,8 +150,9 @@ def fixed_point() -> list[Trial]:
 
 
 def finite_difference() -> list[Trial]:
-    """How much earlier the unconditional pass is asked against guidance, beside the gradient
-    through the network, no corrections, and DDIM at the same guidance in and out.
+    """How much earlier the unconditional pass is asked against guidance, beside both passes asked
+    where the step down asks, without and with the gradient through the network, no corrections, and
+    DDIM at the same guidance in and out.
     """
     found = []
     for scale in SCALES:
@@ -160,8 +162,9 @@ def finite_difference() -> list[Trial]:
         choices: dict[str, dict[str, Any]] = {
             "none": {"refine_iterations": 0},
             **{f"offset {offset:g}": {"earlier": offset} for offset in OFFSETS},
-            "at the step's top": {"earlier": -1.0},
             "offset 0.25, from 0.3 on": {"refine_skip": 0.3},
+            "frozen": {"gradient": "frozen"},
+            "frozen, from 0.3 on": {"gradient": "frozen", "refine_skip": 0.3},
             "exact": {"gradient": "exact"},
             "exact, from 0.3 on": {
                 "gradient": "exact",
