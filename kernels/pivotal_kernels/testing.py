@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -95,74 +95,130 @@ def routed_attention_inputs(
 
 
 @dataclass(frozen=True)
-class StepInputs:
-    """Arguments of `guided_step`; shapes as there."""
-
-    prediction: Tensor
-    latents: Tensor
-    alpha_bar: Tensor
-    to_alpha_bar: Tensor
-    uncond: Tensor
-    guidance_scale: Tensor
-    offset: Tensor
+class _Tensors:
+    """Dataclasses of floating tensors, rows first."""
 
     def arguments(self) -> dict[str, Any]:
-        """By name, for `guided_step(**inputs.arguments(), prediction_type=..)`."""
+        """By name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
-        return StepInputs(**{name: change(t) for name, t in self.arguments().items()})
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(**{name: change(t) for name, t in self.arguments().items()})
 
-    def select(self, rows: Tensor) -> StepInputs:
+    def select(self, rows: Tensor) -> Self:
         return self.mapped(lambda tensor: tensor[rows])
 
-    def float(self) -> StepInputs:
+    def float(self) -> Self:
         """The same numbers in float32 where they were narrower; levels stay float64."""
         return self.mapped(lambda t: t.to(torch.promote_types(t.dtype, torch.float32)))
 
-    def double(self) -> StepInputs:
+    def double(self) -> Self:
         return self.mapped(Tensor.double)
+
+
+@dataclass(frozen=True)
+class StepInputs(_Tensors):
+    """What `guided_step` takes; shapes as there."""
+
+    eps: Tensor
+    x0: Tensor
+    to_alpha_bar: Tensor
+    uncond_eps: Tensor
+    uncond_x0: Tensor
+    guidance_scale: Tensor
+    offset: Tensor
+
+    def step(self) -> dict[str, Any]:
+        """For `guided_step(**inputs.step())`."""
+        given = self.arguments()
+        return {"uncond": (given.pop("uncond_eps"), given.pop("uncond_x0")), **given}
 
     def strided(self) -> StepInputs:
         """The same numbers as channels-last networks and slices leave them in memory."""
         return StepInputs(
-            prediction=self.prediction.to(memory_format=torch.channels_last),
-            latents=torch.stack([self.latents] * 2, dim=-1)[..., 1],
-            alpha_bar=torch.stack([self.alpha_bar] * 2, dim=-1)[:, 1],
-            to_alpha_bar=torch.stack([self.to_alpha_bar] * 3, dim=-1)[:, 1],
-            uncond=self.uncond.transpose(2, 3).contiguous().transpose(2, 3),
-            guidance_scale=torch.stack([self.guidance_scale] * 2, dim=-1)[:, 1],
+            eps=self.eps.to(memory_format=torch.channels_last),
+            x0=_every_other(self.x0),
+            to_alpha_bar=_every_other(self.to_alpha_bar),
+            uncond_eps=self.uncond_eps.transpose(2, 3).contiguous().transpose(2, 3),
+            uncond_x0=_every_other(self.uncond_x0),
+            guidance_scale=_every_other(self.guidance_scale),
             offset=self.offset[:1].expand(self.offset.shape),
         )
 
 
-def guided_step_inputs(
-    generator: torch.Generator,
-    *,
-    rows: int = 3,
-    channels: int = 4,
-    height: int = 5,
-    width: int = 7,
-    dtype: torch.dtype = torch.float32,
-) -> StepInputs:
-    """Random inputs of every row at its own pair of noise levels, guidance up to 10."""
+@dataclass(frozen=True)
+class PredictionInputs(_Tensors):
+    """What `eps_and_x0` and `noise_residual` take; shapes as there."""
 
-    def normal() -> Tensor:
-        return torch.randn(rows, channels, height, width, generator=generator).to(dtype)
+    prediction: Tensor
+    latents: Tensor
+    alpha_bar: Tensor
+    scale: Tensor
+    offset: Tensor
 
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(rows, generator=generator, dtype=torch.float64)
+    def strided(self) -> PredictionInputs:
+        """The same numbers as channels-last networks and slices leave them in memory."""
+        return PredictionInputs(
+            prediction=self.prediction.to(memory_format=torch.channels_last),
+            latents=_every_other(self.latents),
+            alpha_bar=_every_other(self.alpha_bar),
+            scale=_every_other(self.scale),
+            offset=self.offset[:1].expand(self.offset.shape),
+        )
 
-    working = torch.promote_types(dtype, torch.float32)
+
+def guided_step_inputs(generator: torch.Generator, **shape: Any) -> StepInputs:
+    """Random inputs of every row with its own noise level, guidance up to 10."""
+    draw = _Draw(generator, **shape)
     return StepInputs(
-        prediction=normal(),
-        latents=normal(),
-        alpha_bar=uniform(0.005, 0.995),
-        to_alpha_bar=uniform(0.005, 1),
-        uncond=normal(),
-        guidance_scale=uniform(0, 10).to(working),
-        offset=normal(),
+        eps=draw.normal(),
+        x0=draw.normal(),
+        to_alpha_bar=draw.uniform(0.005, 1),
+        uncond_eps=draw.normal(),
+        uncond_x0=draw.normal(),
+        guidance_scale=draw.uniform(0, 10).to(draw.working),
+        offset=draw.normal(),
     )
+
+
+def prediction_inputs(generator: torch.Generator, **shape: Any) -> PredictionInputs:
+    """Random inputs of every row at its own noise level."""
+    draw = _Draw(generator, **shape)
+    return PredictionInputs(
+        prediction=draw.normal(),
+        latents=draw.normal(),
+        alpha_bar=draw.uniform(0.005, 0.995),
+        scale=draw.uniform(-2, 10).to(draw.working),
+        offset=draw.normal(),
+    )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    generator: torch.Generator
+    rows: int = 3
+    channels: int = 4
+    height: int = 5
+    width: int = 7
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def working(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def normal(self) -> Tensor:
+        shape = (self.rows, self.channels, self.height, self.width)
+        return torch.randn(*shape, generator=self.generator).to(self.dtype)
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """[rows] float64."""
+        drawn = torch.rand(self.rows, generator=self.generator, dtype=torch.float64)
+        return low + (high - low) * drawn
+
+
+def _every_other(tensor: Tensor) -> Tensor:
+    """The same numbers, each beside another in memory."""
+    return torch.stack([tensor] * 2, dim=-1)[..., 1]
 
 
 def assert_as_exact(actual: Tensor, plain: Tensor, exact: Tensor, name: str = "result") -> None:

@@ -93,13 +93,31 @@ def compiled_attention(capability, dtype, queries, length, width, columns, more=
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("working", ["fp32", "fp64"])
-def test_the_step_kernels_compile(capability, kind, working):
-    types = dict.fromkeys(("prediction", "uncond"), "*fp16")
-    types |= dict.fromkeys(("alpha_bar", "to_alpha_bar"), "*fp64")
-    named = ("latents", "offset", "out", "eps", "x0", "sums", "prediction_gradient")
-    named += ("latents_gradient", "scale", "guidance_scale")
+def test_the_predictions_kernels_compile(capability, kind, working):
+    types = {"prediction": "*fp16", "alpha_bar": "*fp64"}
+    named = ("latents", "offset", "eps", "x0", "sums", "prediction_gradient", "latents_gradient")
+    types |= dict.fromkeys((*named, "scale"), f"*{working}")
+    for kernel in (guided._conversion_kernel, guided._residual_kernel):
+        fits(compiled(kernel, types, {"KIND": kind, "BLOCK": guided.BLOCK}, capability))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("without", ["nothing", "offset", "guidance", "step"])
+@pytest.mark.parametrize("working", ["fp32", "fp64"])
+def test_the_step_kernel_compiles(capability, without, working):
+    left_out = {
+        "nothing": (),
+        "offset": ("offset",),
+        "guidance": ("uncond_eps", "uncond_x0", "guidance_scale", "guided_eps", "guided_x0"),
+        "step": ("to_alpha_bar", "out", "offset"),
+    }[without]
+    types = {"to_alpha_bar": "*fp64", "guidance_scale": "*fp64"}
+    named = ("eps", "x0", "uncond_eps", "uncond_x0", "offset", "out", "guided_eps", "guided_x0")
     types |= dict.fromkeys(named, f"*{working}")
-    for kernel in (guided._step_kernel, guided._residual_kernel):
-        made = compiled(kernel, types, {"KIND": kind, "BLOCK": guided.BLOCK}, capability)
-        assert made.metadata.shared <= SHARED_MEMORY
-        assert made.asm["cubin"]
+    constants = {"BLOCK": guided.BLOCK, **dict.fromkeys(left_out)}
+    fits(compiled(guided._step_kernel, types, constants, capability))
+
+
+def fits(made):
+    assert made.metadata.shared <= SHARED_MEMORY
+    assert made.asm["cubin"]

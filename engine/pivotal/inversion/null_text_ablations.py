@@ -15,8 +15,8 @@ from torch import Tensor
 from pivotal.control import Control
 from pivotal.query import Algorithm, Conditioning, NoiseGradient, Progress, every_row
 from pivotal.sampling.adam import AdamState, adam_step
-from pivotal.sampling.guidance import both_noises, guided_noise
-from pivotal.sampling.steps import ddim_coefficients, ddim_step
+from pivotal.sampling.guidance import both_noises, guided_ddim_step
+from pivotal.sampling.steps import ddim_coefficients
 from pivotal.schedule import Schedule
 
 from . import ddim, null_text
@@ -83,10 +83,9 @@ def invert(
             for _ in range(options.iterations):
                 gradient = yield from fit.gradient(step, here)
                 fit.move(gradient)
-            guided = yield from guided_noise(
-                here, high, *fit.conditionings(), options.guidance_scale
+            here, _ = yield from guided_ddim_step(
+                here, high, low, *fit.conditionings(), options.guidance_scale
             )
-            here = ddim_step(guided, low)
             found.append(fit.embedding)
     return Inverted(noise=noise, stored={"embeddings": torch.stack(found, dim=1)})
 
@@ -192,13 +191,14 @@ def replay(
     for step, high, low in schedule.descending():
         yield from Progress("sample", step, schedule.steps)
         prompts = torch.where(own, embeddings[:, step], conditioning.hidden_states)
-        noise = yield from guided_noise(
+        latents, noise = yield from guided_ddim_step(
             latents,
             high,
+            low,
             replace(conditioning, hidden_states=prompts),
             null,
             guidance_scale,
             control.routes(step),
         )
-        latents = control.after_step(step, ddim_step(noise, low), noise.word_maps)
+        latents = control.after_step(step, latents, noise.word_maps)
     return latents

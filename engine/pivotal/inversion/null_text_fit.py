@@ -21,7 +21,7 @@ from pivotal.query import (
     Wrt,
     every_row,
 )
-from pivotal.sampling.steps import ddim_coefficients, ddim_step, guide
+from pivotal.sampling.steps import ddim_coefficients, guided_step
 from pivotal.schedule import NoiseLevel, Schedule
 
 from . import ddim
@@ -154,7 +154,7 @@ def along_pivots(
             uncond = cond  # it cancels out
         elif uncond is None:
             uncond = yield from Denoise.at(latents, high, null)
-        latents = ddim_step(guide(uncond, cond, guidance_scale), low)
+        latents, _ = guided_step(uncond, cond, guidance_scale, low)
         embeddings.append(null.hidden_states)
         if keep_pooled and null.pooled is not None:
             pooled.append(null.pooled)

@@ -14,6 +14,7 @@ from pivotal.query import Algorithm, Conditioning, Progress
 from pivotal.schedule import Schedule
 
 from .draws import Draw, no_draw
+from .guidance import guided_ddim_step
 from .loss_guidance import LossGuidance, predicted
 from .posterior import posterior_mean, posterior_std
 from .steps import ddim_step
@@ -42,13 +43,16 @@ def sample(
         raise ValueError(f"eta={eta}; 0 to 1 is possible")
     for step, high, low in schedule.descending():
         yield from Progress("sample", step, schedule.steps)
-        latents, noise = yield from predicted(
-            latents, step, high, conditioning, null(step), guidance_scale, control, loss
-        )
+        asked = (conditioning, null(step), guidance_scale)
         std = posterior_std(high, low, eta)
-        if std > 0:
-            moved = posterior_mean(noise, low, std) + std * draw(step, latents)
-        else:
+        if std > 0 or (loss is not None and loss.acts(step)):
+            latents, noise = yield from predicted(latents, step, high, *asked, control, loss)
             moved = ddim_step(noise, low)
+            if std > 0:
+                moved = posterior_mean(noise, low, std) + std * draw(step, latents)
+        else:
+            moved, noise = yield from guided_ddim_step(
+                latents, high, low, *asked, control.routes(step)
+            )
         latents = control.after_step(step, moved, noise.word_maps)
     return latents

@@ -1,4 +1,4 @@
-"""Classifier-free guidance as a question: both predictions in one UNet batch."""
+"""Classifier-free guidance as a question: both predictions in one UNet batch, and a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pivotal.attention_routes import AttentionRoutes
 from pivotal.query import Algorithm, Conditioning, Denoise, Noise
 from pivotal.schedule import NoiseLevel
 
-from .steps import guide
+from .steps import ddim_step, guide, guided_step
 
 
 def guided_noise(
@@ -32,6 +32,25 @@ def guided_noise(
         latents, level, conditioning, null, routes, timestep=timestep
     )
     return guide(uncond, cond, guidance_scale)
+
+
+def guided_ddim_step(
+    latents: Tensor,
+    high: NoiseLevel,
+    low: NoiseLevel,
+    conditioning: Conditioning,
+    null: Conditioning,
+    guidance_scale: float,
+    routes: AttentionRoutes | None = None,
+) -> Algorithm[tuple[Tensor, Noise]]:
+    """`guided_noise` at `high` and DDIM to `low`, guidance and step as one op: latents [R, C, h, w]
+    there, and the noise.
+    """
+    if cancels(guidance_scale, latents.shape[0], routes):
+        noise = yield from Denoise.at(latents, high, conditioning, routes)
+        return ddim_step(noise, low), noise
+    uncond, cond = yield from both_noises(latents, high, conditioning, null, routes)
+    return guided_step(uncond, cond, guidance_scale, low)
 
 
 def cancels(guidance_scale: float, rows: int, routes: AttentionRoutes | None) -> bool:

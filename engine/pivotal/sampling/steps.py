@@ -2,7 +2,8 @@
 
 Coefficients are computed in float64 from the table and applied in the latents' dtype (float32;
 float64 where an exact method asks for it). The formulas of DDIM, guidance and eps and x0 stand in
-the kernels' reference, which the fused ops are held to: there is one of each.
+the kernels' reference, which is what runs on a CPU; on a GPU it is the fused ops that are held to
+it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pivotal.query import Noise
 from pivotal.schedule import NoiseLevel, PredictionType
-from pivotal_kernels.guided_step import reference
+from pivotal_kernels import guided_step as ops
 
 
 def ddim_step(noise: Noise, to: NoiseLevel) -> Tensor:
@@ -21,7 +22,7 @@ def ddim_step(noise: Noise, to: NoiseLevel) -> Tensor:
 
     Eq. 12 of Song et al. 2020 (arXiv:2010.02502) with eta 0. Returns latents [B, C, h, w].
     """
-    return reference.ddim_step(noise.eps, noise.x0, to.alpha_bar)
+    return ops.guided_step(noise.eps, noise.x0, to.alpha_bar).latents
 
 
 def ddim_coefficients(high: NoiseLevel, low: NoiseLevel) -> tuple[float, float]:
@@ -40,11 +41,24 @@ def guide(uncond: Noise, cond: Noise, guidance_scale: float) -> Noise:
     """Classifier-free guidance, eps_u + w (eps_c - eps_u), and x0 likewise (arXiv:2207.12598, Eq.
     6).
     """
-    return Noise(
-        eps=reference.guide(uncond.eps, cond.eps, guidance_scale),
-        x0=reference.guide(uncond.x0, cond.x0, guidance_scale),
-        word_maps=cond.word_maps,
+    pairs = (uncond.eps, uncond.x0), (cond.eps, cond.x0)
+    return Noise(*ops.guide(*pairs, guidance_scale), cond.word_maps)
+
+
+def guided_step(
+    uncond: Noise, cond: Noise, guidance_scale: float, to: NoiseLevel
+) -> tuple[Tensor, Noise]:
+    """`guide`, then `ddim_step`, as one op: latents [B, C, h, w] at the level, and the guided noise
+    that leads there.
+    """
+    latents, eps, x0 = ops.guided_step(
+        cond.eps,
+        cond.x0,
+        to.alpha_bar,
+        uncond=(uncond.eps, uncond.x0),
+        guidance_scale=guidance_scale,
     )
+    return latents, Noise(eps, x0, cond.word_maps)
 
 
 def eps_and_x0(
@@ -55,4 +69,4 @@ def eps_and_x0(
     prediction, latents: [B, C, h, w]; alpha_bar: [B] float64. v is `sqrt(ab) eps - sqrt(1 - ab) x0`
     (Salimans & Ho 2022, arXiv:2202.00512, appendix D). Both answers in the latents' dtype.
     """
-    return reference.eps_and_x0(prediction, latents, alpha_bar, prediction_type)
+    return ops.eps_and_x0(prediction, latents, alpha_bar, prediction_type)

@@ -1,9 +1,13 @@
-"""A guided DDIM step between noise levels, and the residual that `NoiseGradient` asks for."""
+"""A guided DDIM step between noise levels, the eps and x0 that it starts from, and the residual
+that `NoiseGradient` asks for.
+"""
 
-from .api import GuidedStep, Impl, NoiseResidual, guided_step, noise_residual
+from .api import GuidedStep, Impl, NoiseResidual, eps_and_x0, guide, guided_step, noise_residual
 from .reference import PredictionType
 
 __all__ = [
+    "eps_and_x0",
+    "guide",
     "guided_step",
     "noise_residual",
     "GuidedStep",

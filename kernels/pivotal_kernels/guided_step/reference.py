@@ -66,23 +66,24 @@ def ddim_step(eps: Tensor, x0: Tensor, alpha_bar: float | Tensor) -> Tensor:
 
 
 def guided_step(
-    prediction: Tensor,  # [B, C, h, w]
-    latents: Tensor,  # [B, C, h, w]
-    alpha_bar: Tensor,  # [B] float64
-    to_alpha_bar: Tensor,  # [B] float64
-    prediction_type: PredictionType,
-    uncond: Tensor | None,  # [B, C, h, w]
-    guidance_scale: Tensor | None,  # [B]
+    eps: Tensor,  # [B, C, h, w]
+    x0: Tensor,  # [B, C, h, w]
+    to_alpha_bar: float | Tensor | None,
+    uncond_eps: Tensor | None,  # [B, C, h, w]
+    uncond_x0: Tensor | None,  # [B, C, h, w]
+    guidance_scale: float | Tensor | None,
     offset: Tensor | None,  # [B, C, h, w]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents at the next level, and the eps and x0 that lead there."""
-    eps, x0 = eps_and_x0(prediction, latents, alpha_bar, prediction_type)
-    if uncond is not None and guidance_scale is not None:
-        uncond_eps, uncond_x0 = eps_and_x0(uncond, latents, alpha_bar, prediction_type)
-        eps = guide(uncond_eps, eps, guidance_scale)
-        x0 = guide(uncond_x0, x0, guidance_scale)
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Latents at the next level, None where there is none, and the guided eps and x0."""
+    working = working_dtype(x0)
+    eps, x0 = eps.to(working), x0.to(working)
+    if uncond_eps is not None and uncond_x0 is not None and guidance_scale is not None:
+        eps = guide(uncond_eps.to(working), eps, guidance_scale)
+        x0 = guide(uncond_x0.to(working), x0, guidance_scale)
+    if to_alpha_bar is None:
+        return None, eps, x0
     stepped = ddim_step(eps, x0, to_alpha_bar)
-    return stepped if offset is None else stepped + offset.to(stepped.dtype), eps, x0
+    return stepped if offset is None else stepped + offset.to(working), eps, x0
 
 
 def noise_residual(

@@ -58,4 +58,4 @@ def _preparing(side: int, impl: str, plan: Plan) -> Any:
 
 
 def _stepped(inputs: StepInputs, impl: str) -> GuidedStep:
-    return guided_step(**inputs.arguments(), prediction_type="epsilon", impl=cast(Impl, impl))
+    return guided_step(**inputs.step(), impl=cast(Impl, impl))
