@@ -32,7 +32,7 @@ from pivotal.bench.suites.plan import PROMPT, picture
 from pivotal.bench.tables import HEADINGS, cells
 from pivotal.bench.timing import Stopwatch
 from pivotal.control import NoEdit
-from pivotal.driver import drive
+from pivotal.driver import Denoiser, drive
 from pivotal.engine import Engine
 from pivotal.images import fit, from_tensor, psnr, read_image, to_tensor
 from pivotal.inversion import ddim, null_text
@@ -127,12 +127,13 @@ class Ladder:
         given = self.inputs
         dtype = "bfloat16" if half else "float32"
         model = Engine.load(self.model, device=self.device, dtype=dtype).model
-        network: Any = model.unet
-        if compiled:
-            from pivotal.runtime.compiled_unet import CompiledUNet, CompileOptions
+        denoiser: Denoiser
+        denoiser = eager = TorchDenoiser(model.unet, model.levels.config.prediction_type)
+        if compiled:  # as the engine does: on a CPU gradients stay eager
+            from pivotal.runtime.compiled_denoiser import CompiledDenoiser
+            from pivotal.runtime.compiled_unet import CompileOptions
 
-            network = CompiledUNet(model.unet, CompileOptions(cuda_graphs=graphs))
-        denoiser = TorchDenoiser(network, model.levels.config.prediction_type)
+            denoiser = CompiledDenoiser(eager, CompileOptions(cuda_graphs=graphs))
         chosen = method_named(method)
         typed = chosen.options_from({"guidance_scale": GUIDANCE, **options})
         schedule = model.levels.schedule(self.steps)

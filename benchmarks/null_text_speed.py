@@ -236,11 +236,15 @@ def _conditionings(scenes: Scenes) -> tuple[Conditioning, Conditioning]:
 
 
 def compiled(engine: Engine) -> Denoiser:
-    """The same weights through `torch.compile`."""
-    from pivotal.runtime.compiled_unet import CompiledUNet, CompileOptions
+    """The same weights through `torch.compile`, as `Engine.load(compile=True)` runs them: on a CPU
+    gradients stay eager.
+    """
+    from pivotal.runtime.compiled_denoiser import CompiledDenoiser
+    from pivotal.runtime.compiled_unet import CompileOptions
 
-    unet = CompiledUNet(engine.model.unet, CompileOptions())
-    return TorchDenoiser(unet, engine.model.levels.config.prediction_type)
+    model = engine.model
+    eager = TorchDenoiser(model.unet, model.levels.config.prediction_type)
+    return CompiledDenoiser(eager, CompileOptions())
 
 
 def options_of(given: argparse.Namespace) -> Any:
