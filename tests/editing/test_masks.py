@@ -10,6 +10,9 @@ from pivotal.editing.masks import allowed_pixels, pixel_weights, put_back
 
 SQUARE = torch.zeros(24, 32, dtype=torch.bool)
 SQUARE[6:18, 8:24] = True
+SCATTERED = torch.zeros(24, 32, dtype=torch.bool)
+SCATTERED[[0, 3, 20, 11], [31, 5, 9, 10]] = True
+SCATTERED[15:, 20:] = True
 
 
 def distance_to_edge(mask):
@@ -23,12 +26,13 @@ def distance_to_edge(mask):
     return torch.stack(nearest).view(mask.shape)
 
 
+@pytest.mark.parametrize("mask", [SQUARE, SCATTERED], ids=["square", "scattered"])
 @pytest.mark.parametrize("width", [0.5, 1, 2.5, 4])
-def test_a_feather_reaches_its_width_and_no_further(width):
-    soft = feathered(SQUARE, width)
-    far = distance_to_edge(SQUARE) > np.ceil(width)
-    assert torch.equal(soft[far], SQUARE[far].float())
-    near = ~far & (distance_to_edge(SQUARE) <= width)
+def test_a_feather_reaches_its_width_and_no_further(width, mask):
+    soft = feathered(mask, width)
+    far = distance_to_edge(mask) > np.ceil(width)
+    assert torch.equal(soft[far], mask[far].float())
+    near = ~far & (distance_to_edge(mask) <= width)
     assert ((soft[near] > 0) & (soft[near] < 1)).all()
 
 

@@ -60,7 +60,15 @@ def feathered(mask: Tensor, width: float) -> Tensor:
     soft = mask[None, None].float()
     soft = conv2d(pad(soft, (reach, reach, 0, 0), mode="replicate"), kernel[None, None, None])
     soft = conv2d(pad(soft, (0, 0, reach, reach), mode="replicate"), kernel[None, None, :, None])
-    near = max_pool2d(mask[None, None].float(), 2 * reach + 1, stride=1, padding=reach)
-    far = max_pool2d((~mask)[None, None].float(), 2 * reach + 1, stride=1, padding=reach)
-    soft = torch.where(near == 0, 0.0, torch.where(far == 0, 1.0, soft))  # free of rounding
+    near, far = _widened(mask, reach), _widened(~mask, reach)
+    soft = torch.where(near, torch.where(far, soft, 1.0), 0.0)  # free of rounding
     return soft[0, 0].clamp(0, 1)
+
+
+def _widened(mask: Tensor, reach: int) -> Tensor:
+    """True within a square of `reach` places around what is, [1, 1, h, w] bool. By rows, then by
+    columns: a square at once takes time by its area.
+    """
+    width = 2 * reach + 1
+    rows = max_pool2d(mask[None, None].float(), (1, width), stride=1, padding=(0, reach))
+    return max_pool2d(rows, (width, 1), stride=1, padding=(reach, 0)) > 0
