@@ -284,12 +284,19 @@ def _transformer_block(
     self_index: int,
     cross_index: int,
     hidden_states: Tensor,
-    *,
+    attention_mask: None,
     encoder_hidden_states: Tensor,
+    encoder_attention_mask: None,
+    timestep: None,
     cross_attention_kwargs: dict[str, Any],
-    **others: None,
+    *others: None,
+    **more: None,
 ) -> Tensor:
-    assert not any(others.values()), "what a UNet2DConditionModel does not use"
+    """As BasicTransformerBlock.forward, whose arguments come by name, and by place where gradients
+    are checkpointed.
+    """
+    unused = (attention_mask, encoder_attention_mask, timestep, *others, *more.values())
+    assert not any(unused), "what a UNet2DConditionModel does not use"
     routes = cross_attention_kwargs.get("routes")
     if routes is not None:
         routes = routes.of_layers(self_index, cross_index)
