@@ -25,7 +25,8 @@ import torch
 from pivotal.bench.environment import environment
 from pivotal.bench.rows import append
 from pivotal.model.load import Model, load
-from pivotal.runtime.exported.onnx_export import checked, export_onnx, write_onnx
+from pivotal.runtime.exported.onnx_check import checked
+from pivotal.runtime.exported.onnx_export import export_onnx, write_onnx
 from pivotal.runtime.exported.parts import PLAIN, UNET, parts_of
 from pivotal.runtime.exported.profile import ShapeProfile, Span
 from pivotal.runtime.exported.tensorrt_api import api_of

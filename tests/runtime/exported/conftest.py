@@ -1,22 +1,25 @@
 """Tiny models of every family, their exports to ONNX, and denoisers on both."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from pivotal.model.families import Architecture, Family
 from pivotal.model.load import Model, load
 from pivotal.model.unet import RoutedUNet
 from pivotal.runtime.buckets import BucketedDenoiser, Buckets
 from pivotal.runtime.exported.denoiser import ExportedDenoiser
-from pivotal.runtime.exported.onnx_export import checked, write_onnx
+from pivotal.runtime.exported.onnx_check import checked
+from pivotal.runtime.exported.onnx_export import write_onnx
 from pivotal.runtime.exported.onnx_network import OnnxNetwork
-from pivotal.runtime.exported.parts import capacity_of, unet_parts
+from pivotal.runtime.exported.parts import capacity_of, pixel_unit, unet_parts
 from pivotal.runtime.exported.profile import ShapeProfile, Span
-from pivotal.runtime.exported.record import ExportRecord
+from pivotal.runtime.exported.record import FILE, ExportRecord, read_record
 from pivotal.runtime.torch_denoiser import TorchDenoiser
 
 LENGTH, WIDTH, COLUMNS, ROWS = 7, 16, 16, 6
@@ -40,6 +43,8 @@ UNET = {
     "attention_head_dim": 2,
     "norm_num_groups": 8,
 }
+SD1 = {"down_block_types": ("DownBlock2D",), "mid_block_type": None}  # two transformers: tracing
+# one takes seconds
 SD2 = {"use_linear_projection": True, "upcast_attention": True}
 SDXL = {
     "block_out_channels": (16, 16),
@@ -94,7 +99,7 @@ def tiny_family(name, unet, encoders, prediction_type="epsilon", **more):
 FAMILIES = {
     family.name: family
     for family in (
-        tiny_family("sd1", {}, [text_encoder(WIDTH)], word_map_downscale=1),
+        tiny_family("sd1", SD1, [text_encoder(WIDTH)], word_map_downscale=1),
         tiny_family("sd2", SD2, [text_encoder(WIDTH)], "v_prediction", word_map_downscale=1),
         tiny_family(
             "sdxl",
@@ -151,16 +156,20 @@ class Export:
 
 @pytest.fixture(scope="session")
 def export_unet(tmp_path_factory):
-    """`export_unet(model, profile=..)`: both of its UNet's graphs on disk, each compared with
-    torch.
+    """`export_unet(model, profile=.., folder=..)`: both of its UNet's graphs on disk, each compared
+    with torch. A folder that holds them already is taken as it is.
     """
 
-    def make(model, profile=None):
+    def make(model, profile=None, folder=None):
         fixed = Span(SIDE * SCALE, SIDE * SCALE)
         profile = profile or ShapeProfile(Span(1, ROWS), fixed, fixed)
-        folder = tmp_path_factory.mktemp("export")
-        unit = SCALE * 2 ** (len(model.unet.unet.config.block_out_channels) - 1)
-        parts = list(unet_parts(model.unet, capacity_of(model), profile, SCALE, unit))
+        folder = folder or tmp_path_factory.mktemp("export")
+        parts = list(unet_parts(model.unet, capacity_of(model), profile, SCALE, pixel_unit(model)))
+        if not (folder / FILE).is_file():
+            write(model, profile, folder, parts)
+        return Export(model, folder, read_record(folder), parts)
+
+    def write(model, profile, folder, parts):
         errors = {}
         for part in parts:
             path = folder / f"{part.name}.onnx"
@@ -179,11 +188,16 @@ def export_unet(tmp_path_factory):
             {},
         ).with_digests(folder)
         record.write(folder)
-        return Export(model, folder, record, parts)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def small(tiny_model, export_unet):
-    return export_unet(tiny_model())
+def small(tiny_model, export_unet, tmp_path_factory):
+    """Made by the first process of a test run that needs it, and read by the others."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / "small-export"
+    with FileLock(shared / "small-export.lock"):
+        folder.mkdir(exist_ok=True)
+        return export_unet(tiny_model(), folder=folder)

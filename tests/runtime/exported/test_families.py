@@ -9,7 +9,8 @@ import torch
 from pivotal.errors import BackendError
 from pivotal.query import Denoise
 from pivotal.runtime.exported.backend import denoiser_of
-from pivotal.runtime.exported.onnx_export import export_onnx, require_typed
+from pivotal.runtime.exported.onnx_check import require_typed
+from pivotal.runtime.exported.onnx_export import export_onnx
 from pivotal.runtime.exported.onnx_network import OnnxNetwork
 from pivotal.runtime.exported.profile import ShapeProfile, Span
 from pivotal.runtime.exported.tensorrt_api import api_of

@@ -12,14 +12,16 @@ import torch
 from pivotal.backends import BACKENDS
 from pivotal.control import NoEdit
 from pivotal.driver import drive, require
-from pivotal.errors import BackendError
+from pivotal.errors import BackendError, EditWithoutEffectError
 from pivotal.inversion import ddim
 from pivotal.query import Denoise, NoiseGradient
 from pivotal.runtime.buckets import Buckets
 from pivotal.runtime.exported import backend
-from pivotal.runtime.exported.comparison import compare
+from pivotal.runtime.exported.comparison import answers, compare
 from pivotal.runtime.exported.denoiser import HybridDenoiser
 from pivotal.runtime.exported.onnx_network import OnnxNetwork
+from pivotal.runtime.exported.onnx_placement import HOST, RECORDED, computed_on_the_host
+from pivotal.runtime.exported.probing import probe
 from pivotal.runtime.exported.record import read_record
 from pivotal.runtime.probe import probe_routes
 from pivotal.runtime.torch_denoiser import TorchDenoiser
@@ -170,9 +172,44 @@ def test_a_file_that_differs_from_torch_is_not_kept(small):
     changed = copy.deepcopy(routed.module)
     with torch.no_grad():
         next(changed.parameters()).mul_(1.01)
-    other = SimpleNamespace(**{**vars(routed), "module": changed})
+    profile = small.record.profile
+    found = answers(routed, network, profile)
+    assert compare(routed, found, profile) < TOLERANCE
     with pytest.raises(BackendError, match=r"differs from torch by .* it is not kept"):
-        compare(other, network, small.record.profile)
+        compare(replace(routed, module=changed), found, profile)
+
+
+def test_a_network_outside_whose_layer_ignores_its_route_is_not_kept(small):
+    network = small.networks[0]
+    asked = (small.model, small.record, small.folder)
+
+    def deaf(inputs):
+        gate = inputs["cross_gate"].clone()
+        gate[1] = 0
+        return network({**inputs, "cross_gate": gate})
+
+    changes = probe(asked[0], network, *asked[1:])
+    assert set(changes) == {layer.name for layer in small.unet.layers}
+    name = next(each.name for each in small.unet.layers if (each.kind, each.index) == ("cross", 1))
+    with pytest.raises(EditWithoutEffectError, match=rf"1 of 4 .* ignore their route: {name}$"):
+        probe(asked[0], deaf, *asked[1:])
+
+
+def test_what_a_session_leaves_to_the_cpu_is_counted_without_its_shapes(small):
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry(RECORDED, "1")
+    path = small.folder / "unet.onnx"
+    session = onnxruntime.InferenceSession(path, settings, providers=[HOST])
+    found = computed_on_the_host(session.get_provider_graph_assignment_info(), path)
+    graph = onnx.load(path, load_external_data=False).graph
+    assert found["Conv"] == sum(node.op_type == "Conv" for node in graph.node) > 0
+    assert found["MatMul"] > 0
+    assert "Shape" not in found
+    elsewhere = [
+        SimpleNamespace(ep_name="CUDAExecutionProvider", get_nodes=each.get_nodes)
+        for each in session.get_provider_graph_assignment_info()
+    ]
+    assert not computed_on_the_host(elsewhere, path)
 
 
 def test_a_picture_of_another_size_is_refused_with_the_command_that_exports_it(

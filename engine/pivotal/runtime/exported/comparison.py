@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from pivotal.errors import BackendError
+from pivotal.runtime.exported.float32_copy import float32_copy
 from pivotal.runtime.exported.network import Network
 from pivotal.runtime.exported.parts import Part
 from pivotal.runtime.exported.profile import ShapeProfile
 
+Answers = list[tuple[Tensor, ...]]
+"""The outputs of a network in order, for each of several inputs."""
 TOLERANCE = 1e-4
 """In float32: largest difference over the largest output, about 1000 roundings."""
 _TIMES, _FLOOR = 4.0, 2e-3
@@ -33,27 +36,31 @@ def example_shapes(profile: ShapeProfile) -> list[tuple[int, int, int]]:
     return [first, last]
 
 
-def compare(part: Part, network: Network, profile: ShapeProfile) -> float:
-    """The largest difference over the largest output, on random inputs of several shapes.
+def answers(part: Part, network: Network, profile: ShapeProfile) -> Answers:
+    """What a network outside PyTorch makes of random inputs of several shapes."""
+    return [network(inputs) for _, inputs in _examples(part, profile)]
+
+
+def compare(part: Part, found: Answers, profile: ShapeProfile) -> float:
+    """The largest difference over the largest output, between such answers and torch's.
 
     float32 networks are compared with torch, half precision ones with torch in float32, where
-    torch's own half precision sets the measure.
+    torch's own half precision sets the measure. The network that answered need not live any more:
+    two of SDXL's size are much memory.
 
-    Raises BackendError for one that is too large, or another shape.
+    Raises BackendError for a difference that is too large, or another shape.
     """
-    half = next(part.module.parameters()).dtype != torch.float32
-    reference = copy.deepcopy(part.module).float() if half else part.module
+    half = part.dtype != torch.float32
+    reference = float32_copy(part.module) if half else part.module
     worst = 0.0
-    for seed, (rows, height, width) in enumerate(example_shapes(profile), start=1):
-        inputs = part.inputs(rows, height, width, seed)
+    for (shape, inputs), answer in zip(_examples(part, profile), found, strict=True):
         expected = _outputs(reference, _float32(inputs) if half else inputs)
         own = _outputs(part.module, inputs) if half else expected
-        for name, mine, torchs, right in zip(
-            part.outputs, network(inputs), own, expected, strict=True
-        ):
+        for name, mine, torchs, right in zip(part.outputs, answer, own, expected, strict=True):
             error = difference(mine, right)
             allowed = TOLERANCE + (_FLOOR + _TIMES * difference(torchs, right) if half else 0)
             if not error <= allowed:
+                rows, height, width = shape
                 raise BackendError(
                     f"{part.name} outside PyTorch differs from torch by {error:.1e} of its largest "
                     f"{name} at {rows} rows of {height} x {width} pixels, over {allowed:.1e}; "
@@ -61,6 +68,13 @@ def compare(part: Part, network: Network, profile: ShapeProfile) -> float:
                 )
             worst = max(worst, error)
     return worst
+
+
+def _examples(
+    part: Part, profile: ShapeProfile
+) -> Iterator[tuple[tuple[int, int, int], dict[str, Tensor]]]:
+    for seed, shape in enumerate(example_shapes(profile), start=1):
+        yield shape, part.inputs(*shape, seed)
 
 
 def _outputs(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -7,10 +7,11 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ import torch
 from pivotal import __version__
 from pivotal.errors import BackendError
 from pivotal.model.load import Model
-from pivotal.runtime.exported.comparison import compare, example_shapes
-from pivotal.runtime.exported.float32_twin import float32_twin
-from pivotal.runtime.exported.onnx_network import OnnxNetwork
-from pivotal.runtime.exported.parts import Part, capacity_of, parts_of
+from pivotal.runtime.exported.comparison import example_shapes
+from pivotal.runtime.exported.network import Network
+from pivotal.runtime.exported.onnx_check import checked
+from pivotal.runtime.exported.parts import UNET, Part, capacity_of, parts_of
+from pivotal.runtime.exported.probing import probe
 from pivotal.runtime.exported.profile import ShapeProfile
 from pivotal.runtime.exported.record import ExportRecord
 
@@ -46,7 +48,7 @@ def export_onnx(
     network.
 
     Raises ValueError for sizes or formats that can't be exported, BackendError where a package is
-    missing or a file differs from torch.
+    missing or a file differs from torch, EditWithoutEffectError where a layer ignores its route.
     """
     require_packages()
     precision = model.precision
@@ -68,14 +70,6 @@ def export_onnx(
             f"pivotal.routes.{name}": str(value) for name, value in vars(capacity_of(model)).items()
         },
     }
-    errors = {}
-    for done, part in enumerate(parts):
-        if told is not None:
-            told(part.name, done, len(parts))
-        path = folder / f"{part.name}.onnx"
-        write_onnx(part, profile, path, identity)
-        errors[part.name] = checked(part, path, profile)
-        logger.info("exported %s: %.1e from torch", path.name, errors[part.name])
     record = ExportRecord(
         model=model.name,
         family=model.family.name,
@@ -89,11 +83,25 @@ def export_onnx(
             "opset": str(OPSETS[model.dtype]),
             **{name: version(name) for name in ("torch", "onnx", "onnxscript", "diffusers")},
         },
-        errors=errors,
+        errors={},
         files={},
-    ).with_digests(folder)
+    )
+    errors = {}
+    for done, part in enumerate(parts):
+        if told is not None:
+            told(part.name, done, len(parts))
+        path = folder / f"{part.name}.onnx"
+        write_onnx(part, profile, path, identity)
+        routes = partial(_probe, model, record, folder) if part.name == UNET else None
+        errors[part.name] = checked(part, path, profile, also=routes)
+        logger.info("exported %s: %.1e from torch", path.name, errors[part.name])
+    record = replace(record, errors=errors).with_digests(folder)
     record.write(folder)
     return record
+
+
+def _probe(model: Model, record: ExportRecord, folder: Path, network: Network) -> None:
+    probe(model, network, record, folder)
 
 
 def require_packages() -> None:
@@ -123,7 +131,7 @@ def write_onnx(part: Part, profile: ShapeProfile, path: Path, metadata: dict[str
                 dynamic_shapes=part.dynamic,
                 input_names=list(inputs),
                 output_names=list(part.outputs),
-                opset_version=OPSETS[dtype_of(part)],
+                opset_version=OPSETS[part.dtype],
                 dynamo=True,
                 optimize=False,  # ONNX Runtime and TensorRT do this themselves, in seconds
                 verbose=False,
@@ -141,40 +149,6 @@ def write_onnx(part: Part, profile: ShapeProfile, path: Path, metadata: dict[str
     _require_plain(graph, part, list(inputs))
     _save(onnx_ir, graph, path, part.weights)
     onnx.checker.check_model(str(path))
-
-
-def checked(part: Part, path: Path, profile: ShapeProfile) -> float:
-    """A file's largest difference from torch on the CPU, one in bfloat16 by its float32 twin's.
-
-    Raises BackendError for one that is too large.
-    """
-    cpu = torch.device("cpu")
-    if dtype_of(part) != torch.bfloat16:
-        return compare(part, OnnxNetwork(path, cpu), profile)
-    with TemporaryDirectory(dir=path.parent, prefix=".twin-") as place:
-        require_typed(path, Path(place))
-        return compare(part, OnnxNetwork(float32_twin(path, Path(place)), cpu), profile)
-
-
-def require_typed(path: Path, folder: Path) -> None:
-    """Infer every type and shape of a graph, as ONNX Runtime does of those that it can run.
-
-    folder: for what is inferred. Raises BackendError for a graph whose types contradict.
-    """
-    from onnx import shape_inference
-
-    inferred = folder / "inferred.onnx"
-    try:
-        shape_inference.infer_shapes_path(
-            str(path), str(inferred), check_type=True, strict_mode=True
-        )
-    except shape_inference.InferenceError as error:
-        raise BackendError(f"the types in {path.name} contradict: {error}") from error
-    inferred.unlink()
-
-
-def dtype_of(part: Part) -> torch.dtype:
-    return next(part.module.parameters()).dtype
 
 
 def _anonymous(graph: Any) -> None:

@@ -35,6 +35,10 @@ class Part:
     dynamic: Dynamic
     weights: str  # the file that holds them
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
 
 class _Plain(nn.Module):
     """The UNet without routes."""

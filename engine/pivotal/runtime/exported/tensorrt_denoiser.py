@@ -10,9 +10,10 @@ from pivotal.errors import BackendError
 from pivotal.model.load import Model
 from pivotal.runtime.buckets import BucketedDenoiser, Buckets
 from pivotal.runtime.cuda_graphs import GraphedDenoiser
-from pivotal.runtime.exported.comparison import compare
+from pivotal.runtime.exported.comparison import answers, compare
 from pivotal.runtime.exported.denoiser import ExportedDenoiser
 from pivotal.runtime.exported.parts import PLAIN, UNET, capacity_of, pixel_unit, unet_parts
+from pivotal.runtime.exported.probing import probe
 from pivotal.runtime.exported.profile import Span
 from pivotal.runtime.exported.record import EngineFacts, ExportRecord, read_record
 from pivotal.runtime.exported.tensorrt_api import Api, api_of, current_sm
@@ -46,7 +47,7 @@ def tensorrt_denoiser(
         require_ours(record, folder)
     networks = _networks(model, folder, facts, weights)
     if weights is not None or not facts.checked:
-        _errors(model, record, facts, networks)
+        _errors(model, record, folder, networks)
     denoiser: Denoiser = ExportedDenoiser(
         "tensorrt", *networks, record, folder, scale=model.autoencoder.scale
     )
@@ -118,23 +119,26 @@ def require_machine(
 
 
 def compared(model: Model, record: ExportRecord, folder: Path) -> ExportRecord:
-    """The golden check: engines against torch, at every bucket. Raises BackendError.
+    """The golden check: engines against torch, at every bucket, and each layer's route probed.
 
+    Raises BackendError, EditWithoutEffectError.
     Needs the GPU. Returns the record with what was found.
     """
     facts = record.engine
     assert facts is not None
     networks = _networks(model, folder, facts, weights_for(record, facts, folder))
-    errors = _errors(model, record, facts, networks)
+    errors = _errors(model, record, folder, networks)
     return replace(record, errors=errors, engine=replace(facts, checked=True))
 
 
 def _errors(
     model: Model,
     record: ExportRecord,
-    facts: EngineFacts,
+    folder: Path,
     networks: tuple[TensorRTNetwork, TensorRTNetwork],
 ) -> dict[str, float]:
+    facts = record.engine
+    assert facts is not None
     errors: dict[str, float] = {}
     for rows in facts.buckets:
         profile = replace(record.profile, rows=Span(rows, rows))
@@ -142,8 +146,9 @@ def _errors(
             model.unet, capacity_of(model), profile, model.autoencoder.scale, pixel_unit(model)
         )
         for part, network in zip(parts, networks, strict=True):
-            found = compare(part, network, profile)
+            found = compare(part, answers(part, network, profile), profile)
             errors[part.name] = max(found, errors.get(part.name, 0.0))
+    probe(model, networks[0], record, folder, facts.buckets)
     return errors
 
 
