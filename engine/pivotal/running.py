@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -204,9 +205,10 @@ class Runner:
         """The guidance scale, the family's for None. Raises ValueError for one that is no
         number.
         """
-        scale = self.model.family.guidance_scale if guidance_scale is None else guidance_scale
-        if not math.isfinite(scale):
-            raise ValueError(f"guidance_scale={scale}; a finite number is expected")
+        own = self.model.family.guidance_scale
+        scale: Any = own if guidance_scale is None else guidance_scale
+        if not isinstance(scale, Real) or not math.isfinite(scale):
+            raise ValueError(f"guidance_scale={scale!r}; a finite number is expected")
         return float(scale)
 
     def run(

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -145,8 +146,9 @@ class NoiseLevels:
         """The grid for so many steps. Raises ValueError outside 1..num_train_timesteps."""
         config = self.config
         total = config.num_train_timesteps
-        if not 1 <= num_inference_steps <= total:
-            raise ValueError(f"steps={num_inference_steps}; 1 to {total} are possible")
+        given: Any = num_inference_steps
+        if not isinstance(given, Integral) or not 1 <= int(given) <= total:
+            raise ValueError(f"steps={num_inference_steps!r}; 1 to {total} are possible")
         timesteps = _timesteps(config, num_inference_steps)
         final = 1.0 if config.set_alpha_to_one else float(self.alpha_bars[0])
         levels = [NoiseLevel(final, 0.0)]

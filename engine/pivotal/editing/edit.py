@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -69,6 +70,11 @@ class Edit:
     null_text_steps: Window = 1.0
 
     def __post_init__(self) -> None:
+        """Lists of words become tuples. Raises ValueError."""
+        if not isinstance(self.target, str):
+            raise ValueError(f"target={self.target!r}; a prompt is expected")
+        for name in ("blend", "subtract", "mask_words"):
+            self._check_words(name)
         if self.kind not in ("auto", *KINDS):
             raise ValueError(
                 f"kind={self.kind!r} is unknown; accepted are auto, {', '.join(KINDS)}"
@@ -78,21 +84,19 @@ class Edit:
             bounds(window)
         bounds(self.self_replace_steps)
         bounds(self.null_text_steps)
+        if not isinstance(self.weights, Mapping):
+            raise ValueError(f"weights={self.weights!r}; a mapping of words to factors is expected")
         for word, factor in self.weights.items():
-            if not abs(factor) <= sys.float_info.max:  # whole numbers beyond any float, too
+            largest = sys.float_info.max  # whole numbers may be beyond any float
+            if not _is_number(factor) or not abs(factor) <= largest:
                 raise ValueError(f"weight {word}={factor}; a finite factor is expected")
         for name in ("blend_threshold", "subtract_threshold", "blend_start"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}; a fraction from 0 to 1 is expected"
-                )
-        if isinstance(self.blend, str) and self.blend != "auto":
-            raise ValueError(f"blend={self.blend!r}; give a tuple of words or 'auto'")
-        if self.mask is not None and (self.mask.ndim != 2 or self.mask.dtype != torch.bool):
-            raise ValueError(
-                f"mask has shape {list(self.mask.shape)} and {self.mask.dtype}; "
-                "[H, W] and torch.bool are expected"
-            )
+            fraction = getattr(self, name)
+            if not _is_number(fraction) or not 0 <= fraction <= 1:
+                raise ValueError(f"{name}={fraction!r}; a fraction from 0 to 1 is expected")
+        check_mask(self.mask)
+        if not isinstance(self.mutual, MutualSelfAttention | None):
+            raise ValueError(f"mutual={self.mutual!r}; MutualSelfAttention or None is expected")
         if self.subtract and not self.blend:
             raise ValueError(
                 "subtract words take a region out of blend's; name words to blend as well"
@@ -101,10 +105,10 @@ class Edit:
 
     def _check_region(self) -> None:
         masked = self.mask is not None or bool(self.mask_words)
-        if not isinstance(self.mask_words, tuple):
-            raise ValueError(f"mask_words={self.mask_words!r}; give a tuple of words")
-        if not 0 <= self.feather <= MAX_FEATHER:
-            raise ValueError(f"feather={self.feather}; pixels from 0 to {MAX_FEATHER} are possible")
+        if not _is_number(self.feather) or not 0 <= self.feather <= MAX_FEATHER:
+            raise ValueError(
+                f"feather={self.feather!r}; pixels from 0 to {MAX_FEATHER} are possible"
+            )
         if self.mask_with_blend not in ("and", "or"):
             raise ValueError(f"mask_with_blend={self.mask_with_blend!r}; accepted are and, or")
         if self.preserve not in get_args(Preserve):
@@ -120,15 +124,43 @@ class Edit:
                 "a mask or blend; give one"
             )
 
+    def _check_words(self, name: str) -> None:
+        words = getattr(self, name)
+        if name == "blend" and words == "auto":
+            return
+        if not isinstance(words, tuple | list) or not all(isinstance(each, str) for each in words):
+            accepted = "a tuple of words or 'auto'" if name == "blend" else "a tuple of words"
+            raise ValueError(f"{name}={words!r}; give {accepted}")
+        object.__setattr__(self, name, tuple(words))
+
+
+def check_mask(mask: Tensor | None) -> None:
+    """Raises ValueError for what is neither [H, W] bool nor None."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise ValueError(
+            f"mask is of type {type(mask).__name__}; a tensor [H, W] of torch.bool is expected"
+        )
+    if mask.ndim != 2 or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask has shape {list(mask.shape)} and {mask.dtype}; [H, W] and torch.bool are "
+            "expected"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
 
 def bounds(window: Window) -> tuple[float, float]:
     """(from, to) as fractions. Raises ValueError outside 0 <= from <= to <= 1."""
-    start, end = window if isinstance(window, tuple) else (0.0, window)
-    if not 0 <= start <= end <= 1:
+    pair: tuple[Any, ...] = window if isinstance(window, tuple) else (0.0, window)
+    if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 <= pair[0] <= pair[1] <= 1:
         raise ValueError(
             f"window {window!r}; fractions of the steps, 0 <= from <= to <= 1, are expected"
         )
-    return start, end
+    return pair[0], pair[1]
 
 
 def step_range(window: Window, steps: int) -> range:
