@@ -557,7 +557,7 @@ def test_an_unknown_policy_and_a_result_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"'squash' is unknown.*crop"):
         fit(read_image(scene()), (8, 8), "squash")
     with pytest.raises(ValueError, match="fitted to 8 x 8"):
-        fit(read_image(scene()), (8, 8)).unfit(scene())
+        fit(read_image(scene()), (8, 8), "crop").unfit(scene())
 
 
 # Tensors and decibels

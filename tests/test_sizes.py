@@ -52,6 +52,12 @@ def test_what_comes_back_has_the_pictures_size(policy, wanted, size):
     assert psnr(back, picture.pixels) > 30
 
 
+def test_if_nothing_is_said_all_of_a_photograph_comes_back():
+    fitted = fit(read_image(smooth(683, 1024)), (512, 512), multiple=8)
+    assert (fitted.policy, fitted.size) == ("fit", (416, 624))
+    assert fitted.unfit(fitted.pixels).shape == (683, 1024, 3)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_padding_to_multiples_changes_no_pixel(size):
     picture = read_image(smooth(*size))

@@ -235,7 +235,7 @@ class Engine:
         negative_prompt: str = "",
         options: Mapping[str, Any] | None = None,
         size: Size | None = None,
-        policy: FitPolicy = "crop",
+        policy: FitPolicy = "fit",
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
     ) -> Inversion:
@@ -247,7 +247,8 @@ class Engine:
         fit then starts from it. It is stored, and edits use it.
         size: (height, width) in pixels, the model's default if None, or "source", the image's own.
         policy: how the image gets that size, as `images.model_size` says; "fit" keeps all of it and
-        its aspect. `report["cached"]` of what is returned says whether the cache had it.
+        its aspect, at as many pixels; "crop", "pad" and "stretch" give exactly that size.
+        `report["cached"]` of what is returned says whether the cache had it.
         """
         settings = checked_settings(
             self._runner,
@@ -278,7 +279,7 @@ class Engine:
         negative_prompt: str = "",
         options: Mapping[str, Any] | None = None,
         size: Size | None = None,
-        policy: FitPolicy = "crop",
+        policy: FitPolicy = "fit",
         max_rows: int | None = _ROWS_AT_ONCE,
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
@@ -510,7 +511,7 @@ class Engine:
         guidance_scale: float | None = None,
         mask: Tensor | None = None,
         size: Size | None = None,
-        policy: FitPolicy = "crop",
+        policy: FitPolicy = "fit",
         on_progress: Listener | None = None,
         cancellation: Cancellation | None = None,
         **options: Any,

@@ -76,14 +76,14 @@ def test_style_starts_from_the_inverted_noise(made, home):
     _, back = made("style", "cat.safetensors", "--target", OTHER, "--amount", 0,
                    "--guidance-scale", 1)  # fmt: skip
     _, reconstructed = made("reconstruct", "cat.safetensors", "--guidance-scale", 1)
-    assert there.shape == (96, 96, 3)
+    assert there.shape == (96, 128, 3)
     assert np.abs(back - reconstructed).max() <= 1
     assert np.abs(there - back).max() > 10
     assert (record["prompt"], record["amount"]) == (OTHER, 1.0)
     assert record["source"]["prompt"] == PROMPT
     common = ("style", "cat.safetensors", "--target", OTHER, "--guidance-scale", 1)
     _, near = made(*common, "--loss", "image", "--loss-every", 1, "--loss-scale", 300)
-    source = np.asarray(Image.open(home / "photo.png").convert("RGB")).astype(int)[:, 16:112]
+    source = np.asarray(Image.open(home / "photo.png").convert("RGB")).astype(int)
     assert np.abs(near - source).mean() < np.abs(there - source).mean()
 
 

@@ -50,7 +50,7 @@ def compare(
         ),
     ] = None,
     size: PictureSize = None,
-    policy: Policy = "crop",
+    policy: Policy = "fit",
     force: Force = False,
 ) -> None:
     """Run inversion methods on one image: a contact sheet, and figures of each.
@@ -115,7 +115,9 @@ def shown_table(figures: Any, compared: Comparison) -> Any:
     from pivotal.records import decibels
 
     # Ten columns, the first with names of 21 letters, in 80.
-    table = Table(*figures.header, padding=0, box=SIMPLE_HEAD, show_edge=False)
+    table = Table(padding=0, box=SIMPLE_HEAD, show_edge=False)
+    for place, heading in enumerate(figures.header):
+        table.add_column(heading, justify="right" if place else "left")
     for line in figures.rows:
         table.add_row(*line)
     found = compared.done[0].reconstruction

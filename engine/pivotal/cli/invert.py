@@ -58,7 +58,7 @@ def invert(
         int | None, typer.Option(help="For methods that draw noise (`pivotal methods`).")
     ] = None,
     size: PictureSize = None,
-    policy: Policy = "crop",
+    policy: Policy = "fit",
     force: Force = False,
 ) -> None:
     """Find the noise that an image comes from, and save it for edits.

@@ -49,7 +49,8 @@ Policy = Annotated[
     str,
     typer.Option(
         help="How a picture gets that size: `fit` keeps all of it and its aspect, at as many "
-        "pixels; `crop`, `pad`, `stretch`. All but what `crop` cuts off comes back.",
+        "pixels; `crop`, `pad` and `stretch` give it exactly. All but what `crop` cuts off comes "
+        "back.",
         autocompletion=complete_policies,
     ),
 ]

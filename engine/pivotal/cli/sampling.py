@@ -181,4 +181,5 @@ class PlannedSampling:
     def _fitted(self, picture: Picture, size: tuple[int, int]) -> Pixels:
         from pivotal.images import fit
 
-        return fit(picture, size, "crop" if self.source is None else self.source.policy).pixels
+        policy = "crop" if self.source is None else self.source.policy
+        return fit(picture, size, "crop" if policy == "fit" else policy).pixels

@@ -57,7 +57,7 @@ class Fitted:
         return _fitted(pixels, self.size, self.box, self.inner)
 
 
-def fit(picture: Picture, size: Size, policy: FitPolicy = "crop", *, multiple: int = 1) -> Fitted:
+def fit(picture: Picture, size: Size, policy: FitPolicy = "fit", *, multiple: int = 1) -> Fitted:
     """Bring a picture to a model's size (height, width), antialiased (Lanczos).
 
     `fit` keeps all and nearly its aspect, at as many pixels as `size` has; `crop` cuts the centre

@@ -21,7 +21,7 @@ _ROUNDING: dict[FitPolicy, Callable[[float], int]] = {"crop": math.floor, "pad":
 
 
 def model_size(
-    source: tuple[int, int], wanted: Size, policy: FitPolicy = "crop", multiple: int = 1
+    source: tuple[int, int], wanted: Size, policy: FitPolicy = "fit", multiple: int = 1
 ) -> tuple[int, int]:
     """The (height, width) that a picture of size `source` is brought to, in multiples.
 
