@@ -51,7 +51,6 @@ def checked_settings(
 ) -> Settings:
     """Raises ValueError for a wrong argument, BackendError for a method that can't run here."""
     chosen = method_named(method)
-    require(runner.denoiser, chosen.needs, chosen.name)
     scale = runner.checked_scale(guidance_scale)
     if policy not in get_args(FitPolicy):
         raise ValueError(
@@ -62,9 +61,11 @@ def checked_settings(
         if "guidance_scale" in given:
             raise ValueError(f"{chosen.name} is fitted for guidance_scale; give it once, there")
         given["guidance_scale"] = scale
+    typed = chosen.options_from(given)
+    require(runner.denoiser, chosen.needed(typed), chosen.name)
     return Settings(
         chosen,
-        chosen.options_from(given),
+        typed,
         scale,
         runner.model.levels.schedule(num_inference_steps),
         "source" if size == "source" else runner.checked_size(size),

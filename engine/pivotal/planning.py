@@ -108,7 +108,7 @@ class Planner:
             pooled = self.networks.family.time_ids
             self._rehearsals[known] = rehearsed(method, options, schedule, pooled=pooled)
         asked = dict(self._rehearsals[known])
-        if NoiseGradient in method.needs and set(asked) == {None}:
+        if NoiseGradient in method.needed(options) and set(asked) == {None}:
             asked["latents"] = asked[None]  # the stand-in was too easy for it to need a gradient
         batch = reduce(or_, (self._batch(kind, shape) for kind in asked))
         return self._plan(

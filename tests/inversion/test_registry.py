@@ -16,6 +16,16 @@ def test_methods_are_found_by_their_name():
     assert method_named("null-text").needs == {Denoise, NoiseGradient}
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("finite-difference", {"gradient": "exact"}), ("newton-raphson", {"through_network": True})],
+)
+def test_gradients_are_needed_where_options_ask_for_them(name, option):
+    method = method_named(name)
+    assert method.needed(method.options()) == {Denoise}
+    assert method.needed(method.options_from(option)) == {Denoise, NoiseGradient}
+
+
 def test_an_unknown_method_is_refused_naming_the_accepted():
     with pytest.raises(ValueError, match=r"method='nulltext' is unknown; accepted are ddim, null"):
         method_named("nulltext")

@@ -26,7 +26,7 @@ def methods(
     ] = None,
 ) -> None:
     """List the inversion methods: papers, costs, what each stores, the guidance it suits and the
-    backends that can run it alone; or one with its options.
+    backends that can run it alone, with its default options; or one with its options.
 
     Example: `pivotal methods null-text`
     """
@@ -43,6 +43,7 @@ def methods(
 def _record(method: Method) -> dict[str, Any]:
     from pivotal.backends import backends_for
 
+    needed = method.needed(method.options())
     return {
         "name": method.name,
         "title": method.title,
@@ -51,8 +52,8 @@ def _record(method: Method) -> dict[str, Any]:
         "stores": method.stores,
         "guidance": list(method.guidance),
         "fits_guidance": method.fits_guidance,
-        "needs": sorted(each.__name__ for each in method.needs),
-        "backends": backends_for(method.needs),
+        "needs": sorted(each.__name__ for each in needed),
+        "backends": backends_for(needed),
         "options": [
             {"name": each.name, "type": str(each.type), "default": _default(each)}
             for each in fields(method.options)

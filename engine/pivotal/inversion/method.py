@@ -34,15 +34,21 @@ class Method:
     invert: Callable[..., Algorithm[Inverted]]
     replay: Callable[..., Algorithm[Tensor]]
     options: type
-    needs: frozenset[type]  # the query types it asks
+    needs: frozenset[type]  # the query types it asks, whatever its options
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name to its shape, less B
     optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # stored on request
     fits_guidance: bool = False  # its options hold the guidance scale it is fitted for
     uses_null: bool = True  # its replay is guided away from the empty or negative prompt
+    # Of typed options: the query types that they ask besides.
+    needs_more: Callable[[Any], frozenset[type]] = lambda options: frozenset()
     # Of a model's schedule and typed options: the schedule whose levels `replay` goes through.
     grid: Callable[[Schedule, Any], Schedule] = lambda schedule, options: schedule
     # Of typed options and the schedule's steps: the first step that `replay` runs.
     first_step: Callable[[Any, int], int] = lambda options, steps: 0
+
+    def needed(self, options: Any) -> frozenset[type]:
+        """The query types that it asks with these typed options."""
+        return self.needs | self.needs_more(options)
 
     def check(self, inverted: Inverted, steps: int, conditioning: Conditioning) -> None:
         """Raise InversionFileError unless what is stored is what this method's replay needs.

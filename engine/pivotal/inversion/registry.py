@@ -27,6 +27,11 @@ from .method import Method
 
 __all__ = ["METHODS", "Method", "method_named"]
 
+
+def _gradients(asked: bool) -> frozenset[type]:
+    return frozenset({NoiseGradient} if asked else ())
+
+
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
@@ -152,7 +157,8 @@ METHODS: Mapping[str, Method] = {
             invert=finite_difference.invert,
             replay=finite_difference.replay,
             options=finite_difference.FiniteDifferenceOptions,
-            needs=frozenset({Denoise, NoiseGradient}),
+            needs=frozenset({Denoise}),
+            needs_more=lambda options: _gradients(options.gradient == "exact"),
             fits_guidance=True,
             grid=finite_difference.grid,
         ),
@@ -190,7 +196,8 @@ METHODS: Mapping[str, Method] = {
             invert=newton.invert,
             replay=newton.replay,
             options=newton.NewtonOptions,
-            needs=frozenset({Denoise, NoiseGradient}),
+            needs=frozenset({Denoise}),
+            needs_more=lambda options: _gradients(options.through_network),
         ),
         Method(
             name="edict",
