@@ -60,23 +60,33 @@ def single(torch_denoiser):
 
 @pytest.fixture(scope="module")
 def done():
-    """What `alone` made of each method, once."""
+    """What `observed` made of each method, once."""
     return {}
 
 
 @pytest.fixture
-def alone(done, denoiser, gentle, case, some):
-    """`alone(name)`: the first image, its inversion, and that sampled back."""
+def observed(done, denoiser, recording, gentle, case, some):
+    """`observed(name)`: what `alone` gives, the types of the queries asked, and what was told."""
 
     def make(name):
         if name not in done:
             one, method = some(case(2), [0]), METHODS[name]
-            inverted = drive(inverting(method, gentle(STEPS), one), denoiser)
-            sampled = drive(replaying(method, gentle(STEPS), inverted, one), denoiser)
-            done[name] = one, inverted, sampled
+            asked, told = recording(denoiser), []
+            up = inverting(method, gentle(STEPS), one)
+            inverted = drive(up, asked, listener=told.append)
+            down = replaying(method, gentle(STEPS), inverted, one)
+            sampled = drive(down, asked, listener=told.append)
+            kinds = {type(query) for query in asked.batches}
+            done[name] = (one, inverted, sampled), kinds, told
         return done[name]
 
     return make
+
+
+@pytest.fixture
+def alone(observed):
+    """`alone(name)`: the first image, its inversion, and that sampled back."""
+    return lambda name: observed(name)[0]
 
 
 @pytest.fixture
@@ -110,12 +120,6 @@ def editing(denoiser, tokens):
     return make
 
 
-@pytest.fixture
-def swap(editing):
-    """A word swap with a blend."""
-    return lambda **options: editing(Edit("a red dog", blend=("cat", "dog"), **options))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_two_images_in_one_batch_are_each_alone(name, denoiser, gentle, case, some, alone):
     method, schedule, two = METHODS[name], gentle(STEPS), case(2)
@@ -137,28 +141,6 @@ def test_two_images_in_one_batch_are_each_alone(name, denoiser, gentle, case, so
         assert tensor.isfinite().all()
     for tensor in together.diagnostics.values():
         assert tensor.shape[0] == 2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_beside_another_method_it_gives_what_it_gives_alone(
-    name, denoiser, gentle, case, some, alone
-):
-    method, other = METHODS[name], METHODS["ddim" if name != "ddim" else "direct"]
-    schedule, theirs = gentle(STEPS), some(case(2), [1])
-    mine, inverted, sampled = alone(name)
-    job, company = drive_many(
-        [inverting(method, schedule, mine), inverting(other, schedule, theirs)], denoiser
-    )
-    torch.testing.assert_close(job.result().noise, inverted.noise, **CLOSE)
-    samples = drive_many(
-        [
-            replaying(method, schedule, job.result(), mine),
-            replaying(other, schedule, company.result(), theirs),
-        ],
-        denoiser,
-        max_rows=3,
-    )
-    torch.testing.assert_close(samples[0].result(), sampled, **CLOSE)
 
 
 def test_all_together_in_one_batch_each_gives_what_it_gives_alone(denoiser, gentle, alone):
@@ -204,118 +186,90 @@ def test_beside_any_other_method_it_gives_what_it_gives_alone(name, denoiser, ge
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_asks_only_what_it_says_it_needs_and_says_how_far_it_is(
-    name, calm, recording, gentle, case
-):
-    method, schedule, one = METHODS[name], gentle(STEPS), case()
-    denoiser, seen = recording(calm()), []
-    inverted = drive(inverting(method, schedule, one), denoiser, listener=seen.append)
-    assert {type(query) for query in denoiser.batches} <= method.needs
-    drive(replaying(method, schedule, inverted, one), denoiser, listener=seen.append)
-    assert {type(query) for query in denoiser.batches} == method.needs
-    phases = {notice.phase for notice in seen}
+def test_it_asks_what_it_says_it_needs_and_says_how_far_it_is(name, observed):
+    method, (_, asked, told) = METHODS[name], observed(name)
+    assert asked == method.needed(options_of(method))
+    phases = {notice.phase for notice in told}
     assert "sample" in phases
     assert phases & {"invert", "fit"}
-    for notice in seen:
+    for notice in told:
         assert 0 <= notice.step <= notice.steps
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_edits_act_on_the_target_alone(name, denoiser, gentle, case, swap, alone):
-    method, schedule = METHODS[name], gentle(STEPS)
-    _, inverted, plain = alone(name)
-    pair = (None, *(part.select(torch.tensor([0, 1])) for part in case(2)[1:]))
-    pair = (None, pair[1], pair[2].select(torch.tensor([0, 0])))
-    found = {}
-    for kind, control in {
-        "swap": swap(self_replace_steps=(0.5, 1.0), cross_replace_steps=1.0),
-        "mutual": swap(self_replace_steps=0.0, mutual=MutualSelfAttention(start_step=0)),
-    }.items():
-        rows = inverted.expand(2)
-        found[kind] = drive(replaying(method, schedule, rows, pair, control), denoiser)
-        torch.testing.assert_close(found[kind][:1], plain, **CLOSE)
-        assert (found[kind][1] - found[kind][0]).abs().max() > 1e-4
-        assert control.masks is not None
-        outside = ~control.masks[0].expand(found[kind].shape[1], -1, -1)
-        torch.testing.assert_close(
-            found[kind][1][outside], found[kind][0][outside], rtol=1e-6, atol=1e-6
-        )
-    assert (found["swap"][1] - found["mutual"][1]).abs().max() > 1e-5
-
-
-OTHERS = {
+BLEND = {"blend": ("cat", "dog"), "blend_threshold": 0.95}  # or all may change in so small a map
+EDITS = {
+    "swap": Edit("a red dog", self_replace_steps=(0.5, 1.0), cross_replace_steps=1.0, **BLEND),
+    "mutual": Edit(
+        "a red dog", self_replace_steps=0.0, mutual=MutualSelfAttention(start_step=0), **BLEND
+    ),
     "refinement": Edit("a big red cat"),
     "re-weighting": Edit("a red cat", weights={"red": -4.0}),
     "a user's mask": Edit("a red dog", mask=torch.ones(8, 8, dtype=torch.bool).tril()),
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_other_kind_of_edit_acts_too(name, kind, denoiser, gentle, case, editing, alone):
-    method, schedule, edit = METHODS[name], gentle(STEPS), OTHERS[kind]
+def test_every_kind_of_edit_acts_on_the_target_alone(name, denoiser, gentle, case, editing, alone):
+    """All in one batch, each with its source."""
+    method, schedule = METHODS[name], gentle(STEPS)
     _, inverted, plain = alone(name)
     _, cond, null = case(2)
-    rows = torch.tensor([0, 0] if kind == "re-weighting" else [0, 1])
-    pair = (None, cond.select(rows), null.select(torch.tensor([0, 0])))
-    control = editing(edit)
-    found = drive(replaying(method, schedule, inverted.expand(2), pair, control), denoiser)
-    torch.testing.assert_close(found[:1], plain, **CLOSE)
-    apart = (found[1] - found[0]).abs()
-    assert apart.max() > 1e-4
-    if edit.mask is not None:
-        assert apart[:, ~edit.mask].max() < 1e-6
+    controls = {kind: editing(edit) for kind, edit in EDITS.items()}
+    replays = []
+    for kind, control in controls.items():
+        rows = torch.tensor([0, 0] if kind == "re-weighting" else [0, 1])
+        pair = (None, cond.select(rows), null.select(torch.tensor([0, 0])))
+        replays.append(replaying(method, schedule, inverted.expand(2), pair, control))
+    jobs = drive_many(replays, denoiser)
+    found = {kind: job.result() for kind, job in zip(EDITS, jobs, strict=True)}
+    for kind, (source, target) in found.items():
+        torch.testing.assert_close(source[None], plain, **CLOSE)
+        apart = (target - source).abs()
+        assert apart.max() > 1e-4
+        mask = EDITS[kind].mask
+        if EDITS[kind].blend:
+            mask = controls[kind].masks[0]
+        if mask is not None:
+            assert apart[~mask.expand(target.shape[0], -1, -1)].max() < 2e-6
+    assert (found["swap"][1] - found["mutual"][1]).abs().max() > 1e-5
+
+
+class Twins(NoEdit):
+    """Every row's source is the first one; keeps when it is called."""
+
+    def __init__(self):
+        self.calls = []
+
+    def sources(self, rows):
+        return torch.zeros(rows, dtype=torch.int64)
+
+    def routes(self, step):
+        self.calls.append(("routes", step))
+
+    def after_step(self, step, latents, word_maps):
+        self.calls.append(("after", step))
+        return latents
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_target_equal_to_its_source_is_its_reconstruction(name, denoiser, gentle, alone):
-    method, schedule = METHODS[name], gentle(STEPS)
+def test_a_target_equal_to_its_source_is_its_reconstruction_and_each_step_meets_the_control(
+    name, denoiser, gentle, alone
+):
+    method, schedule, twins = METHODS[name], gentle(STEPS), Twins()
     one, inverted, plain = alone(name)
-
-    class Twins(NoEdit):
-        def sources(self, rows):
-            return torch.zeros(rows, dtype=torch.int64)
-
     rows = torch.tensor([0, 0])
-    both = drive(
-        replaying(
-            method,
-            schedule,
-            inverted.expand(2),
-            (None, one[1].select(rows), one[2].select(rows)),
-            Twins(),
-        ),
-        denoiser,
-    )
+    pair = (None, one[1].select(rows), one[2].select(rows))
+    both = drive(replaying(method, schedule, inverted.expand(2), pair, twins), denoiser)
     torch.testing.assert_close(both[:1], plain, **CLOSE)
     if name not in SOURCE_ALONE:
         torch.testing.assert_close(both[1:], plain, **CLOSE)
+    assert [step for when, step in twins.calls if when == "after"] == list(range(STEPS))
+    for step in range(STEPS):
+        assert twins.calls.index(("routes", step)) < twins.calls.index(("after", step))
 
 
 # They put the source back where it belongs and let targets run free.
 SOURCE_ALONE = {"direct", "null-text-parallel"}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_edits_control_is_met_before_and_after_every_step(name, denoiser, gentle, alone):
-    method, schedule, calls = METHODS[name], gentle(STEPS), []
-    one, inverted, _ = alone(name)
-
-    class Watching(NoEdit):
-        def routes(self, step):
-            calls.append(("routes", step))
-
-        def after_step(self, step, latents, word_maps):
-            calls.append(("after", step))
-            assert latents.shape == one[0].shape
-            return latents
-
-    drive(replaying(method, schedule, inverted, one, Watching()), denoiser)
-    steps = [step for when, step in calls if when == "after"]
-    assert steps == list(range(STEPS))
-    for step in range(STEPS):
-        first = calls.index(("routes", step))
-        assert first < calls.index(("after", step))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -346,16 +300,22 @@ def test_cancelling_its_way_down_ends_it_before_another_query(name, denoiser, ge
         job.result()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_runs_in_float32(name, single, gentle, case):
-    method, one = METHODS[name], case(dtype=torch.float32)
-    schedule, denoiser = gentle(STEPS), single
-    inverted = drive(inverting(method, schedule, one), denoiser)
-    sampled = drive(replaying(method, schedule, inverted, one), denoiser)
-    assert sampled.dtype == torch.float32
-    assert sampled.isfinite().all()
-    precise = METHODS[name].name in {"edict", "bdia", "belm"}
-    assert inverted.noise.dtype == (torch.float64 if precise else torch.float32)
+def test_all_run_in_float32(single, gentle, case):
+    """In one batch; what is exact to the bit keeps its latents in float64."""
+    one, schedule = case(dtype=torch.float32), gentle(STEPS)
+    up = drive_many([inverting(METHODS[name], schedule, one) for name in NAMES], single)
+    down = drive_many(
+        [
+            replaying(METHODS[name], schedule, job.result(), one)
+            for name, job in zip(NAMES, up, strict=True)
+        ],
+        single,
+    )
+    for name, inverted, sampled in zip(NAMES, up, down, strict=True):
+        assert sampled.result().dtype == torch.float32
+        assert sampled.result().isfinite().all()
+        precise = name in {"edict", "bdia", "belm"}
+        assert inverted.result().noise.dtype == (torch.float64 if precise else torch.float32)
 
 
 def test_every_method_names_its_facts():
