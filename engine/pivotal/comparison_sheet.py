@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -45,7 +46,9 @@ def comparison_sheet(comparison: Comparison) -> Pixels:
 
 
 def figures_table(comparison: Comparison) -> Table:
-    """A line for each method, and one for noise that was drawn; back, lat and kept are decibels."""
+    """A line for each method, and one for noise that was drawn; back, lat and kept are decibels, ∞
+    where nothing differs.
+    """
     edited = comparison.target is not None
     header = ("method", "s", "rows", "back", "lat", "mean", "std", "KS", "corr")
     lines = [_line(each, edited) for each in comparison.methods]
@@ -79,7 +82,9 @@ def _of_noise(noise: NoiseFigures) -> tuple[str, ...]:
 
 
 def _plain(value: float | None) -> str:
-    return "" if value is None else decibels(value).removesuffix(" dB")
+    if value is None:
+        return ""
+    return "∞" if math.isinf(value) else decibels(value).removesuffix(" dB")
 
 
 def _panel(each: ComparedMethod, show: Callable[[ComparedMethod], Panel]) -> Panel:

@@ -75,6 +75,8 @@ def test_a_sheet_shows_all_and_its_lines_fit_a_terminal(compared):
     shown = console.file.getvalue()
     assert "…" not in shown
     assert all(f"{each.method} " in shown for each in compared.methods)
+    figures = [line for line in shown.splitlines() if line.startswith(tuple(METHODS))]
+    assert len({len(line.rstrip()) for line in figures}) == 1  # set flush right
 
 
 class Broken:
@@ -130,6 +132,7 @@ def test_cancelling_ends_it_at_once(engine, picture):
     ("arguments", "message"),
     [
         ({"methods": ["ddim", "ddmi"]}, "method='ddmi' is unknown"),
+        ({"methods": "ddim"}, "methods='ddim'; a list of names"),
         ({"methods": []}, r"methods=\[\]; at least one"),
         ({"methods": ["ddim", "ddim"]}, "each once"),
         ({"guidance_scale": math.nan}, "guidance_scale=nan"),
@@ -137,6 +140,7 @@ def test_cancelling_ends_it_at_once(engine, picture):
         ({"blend": "auto"}, "blend: these are for an edit; give a target too"),
         ({"mask": torch.ones(2, 2)}, "mask: these are for an edit"),
         ({"target": TARGET, "mask": torch.ones(2, 2)}, r"mask: bool \[64, 64\] is expected"),
+        ({"target": TARGET, "mask": torch.zeros(64, 64)}, r"mask: bool \[64, 64\] is expected"),
         ({"target": TARGET, "blend": ("star",)}, "'star' is in neither prompt"),
         ({"target": TARGET, "sharpen": 1}, "no option 'sharpen'"),
     ],
