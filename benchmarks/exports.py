@@ -3,9 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/exports.py --model random:sd1 --side 512 --sm 89
 
 The files go to a temporary folder (`--keep` names another); every network is compared with torch
-before its row is written, but for `--unchecked`: comparing SD 1.5 takes 10 GB of memory.
-Engines are for one batch size and hold each target GPU's kernels. A row
-is added to benchmarks/results/cpu/exports.jsonl.
+before its row is written, but for `--unchecked`. Engines are for one batch size and hold each
+target GPU's kernels. A row is added to benchmarks/results/cpu/exports.jsonl (`--results`).
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from pivotal.runtime.exported.tensorrt_api import api_of
 from pivotal.runtime.exported.tensorrt_build import BuildOptions, build
 
 T = TypeVar("T")
+RESULTS = Path(__file__).parent / "results" / "cpu" / "exports.jsonl"
 
 
 def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
@@ -66,7 +66,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "peak_bytes": peak(),
         }
     }
-    del model  # a builder needs its memory
+    del model, work  # a builder needs their memory
     if arguments.sm:
         engines.mkdir()
         api = api_of("tensorrt_rtx")
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--sm", nargs="*", default=[], help="engines for these, as 89 120")
     parser.add_argument("--unet-only", action="store_true", help="the UNet with routes alone")
     parser.add_argument("--unchecked", action="store_true", help="with --unet-only: no comparison")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to add a row to")
     parser.add_argument("--keep", type=Path, help="a new folder for the files")
     arguments = parser.parse_args()
     if arguments.unchecked and not arguments.unet_only:
@@ -137,7 +138,7 @@ def main() -> None:
         "environment": environment(torch.device("cpu"), ["python", *sys.argv]),
         **found,
     }
-    append(Path(__file__).parent / "results" / "cpu" / "exports.jsonl", row)
+    append(arguments.results, row)
     print(found)
 
 

@@ -23,6 +23,7 @@ from pivotal.runtime.exported.onnx_network import OnnxNetwork
 from pivotal.runtime.exported.onnx_placement import HOST, RECORDED, computed_on_the_host
 from pivotal.runtime.exported.probing import probe
 from pivotal.runtime.exported.record import read_record
+from pivotal.runtime.precision import Precision
 from pivotal.runtime.probe import probe_routes
 from pivotal.runtime.torch_denoiser import TorchDenoiser
 
@@ -241,15 +242,32 @@ def test_a_changed_or_foreign_export_is_refused(small, tmp_path):
         small.record.require_intact(tmp_path, "unet.onnx")
     with pytest.raises(BackendError, match="is missing; export again: `pivotal export onnx"):
         small.record.require_intact(tmp_path, "unet-plain.onnx")
-    model = SimpleNamespace(name="other", fingerprint="0" * 64, dtype=torch.float32)
-    with pytest.raises(BackendError, match="exported from model 'random:sd1'"):
-        small.record.require_model(model, tmp_path)
-    own = small.model.fingerprint
-    model = SimpleNamespace(name="small", fingerprint=own, dtype=torch.float16)
-    with pytest.raises(BackendError, match="holds float32 networks"):
-        small.record.require_model(model, tmp_path)
     with pytest.raises(BackendError, match="holds no export that can be read"):
         read_record(tmp_path)
+
+
+def test_an_export_of_other_weights_or_arithmetic_is_refused_with_what_to_do(small, tmp_path):
+    def model(**changed):
+        own = {
+            "name": "random:sd1",
+            "fingerprint": small.model.fingerprint,
+            "dtype": torch.float32,
+            "precision": Precision(),
+            "additions": [],
+        }
+        return SimpleNamespace(**{**own, **changed})
+
+    small.record.require_model(model(), tmp_path)
+    sentence = (
+        r"exported from model 'random:sd1' \(\w+\), not 'random:sd1' with vae fine, lora a:0.8"
+    )
+    worn = model(fingerprint="0" * 64, additions=["vae fine", "lora a:0.8"])
+    with pytest.raises(BackendError, match=rf"{sentence}.* --vae fine --lora a:0.8 --rows 1:6"):
+        small.record.require_model(worn, tmp_path)
+    with pytest.raises(BackendError, match="holds float32 networks"):
+        small.record.require_model(model(dtype=torch.float16), tmp_path)
+    with pytest.raises(BackendError, match="computes in float32, and tf32 is torch's own"):
+        small.record.require_model(model(precision=Precision(arithmetic="tf32")), tmp_path)
 
 
 def test_a_device_without_a_provider_is_refused_not_replaced_by_the_cpu(small):

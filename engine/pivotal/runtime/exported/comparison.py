@@ -12,6 +12,7 @@ from pivotal.runtime.exported.float32_copy import float32_copy
 from pivotal.runtime.exported.network import Network
 from pivotal.runtime.exported.parts import Part
 from pivotal.runtime.exported.profile import ShapeProfile
+from pivotal.runtime.float32_arithmetic import float32_arithmetic
 
 Answers = list[tuple[Tensor, ...]]
 """The outputs of a network in order, for each of several inputs."""
@@ -78,7 +79,7 @@ def _examples(
 
 
 def _outputs(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    with torch.no_grad():
+    with torch.no_grad(), float32_arithmetic(tf32=False):
         found = module(**inputs)
     return found if isinstance(found, tuple) else (found,)
 

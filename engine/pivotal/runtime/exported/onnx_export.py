@@ -85,6 +85,7 @@ def export_onnx(
         },
         errors={},
         files={},
+        additions=tuple(model.additions),
     )
     errors = {}
     for done, part in enumerate(parts):

@@ -59,7 +59,8 @@ class OnnxNetwork:
         self._index = 0 if device.index is None else device.index
         provider: Any = "CPUExecutionProvider"
         if device.type == "cuda":
-            provider = ("CUDAExecutionProvider", {"device_id": str(self._index)})
+            own = {"device_id": str(self._index), "use_tf32": "0"}  # float32 means float32
+            provider = ("CUDAExecutionProvider", own)
             settings.add_session_config_entry(RECORDED, "1")
             available = onnxruntime.get_available_providers()
             if provider[0] not in available:

@@ -64,6 +64,7 @@ class ExportRecord:
     errors: dict[str, float]  # largest difference from torch, over the largest output, by file
     files: dict[str, str]
     engine: EngineFacts | None = None
+    additions: tuple[str, ...] = ()  # LoRAs and the like that the model had, `lora star:0.8`
 
     def as_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self), "profile": self.profile.record()}
@@ -82,6 +83,7 @@ class ExportRecord:
         kind, more = "onnx", f" --rows {self.profile.rows}"
         if self.engine is not None:
             kind, more = "tensorrt", self.engine.options()
+        more = "".join(f" --{each}" for each in self.additions) + more
         return (
             f"`pivotal export {kind} --model {self.model} --dtype {self.dtype}{more}{sides} "
             f"-o {folder}`"
@@ -89,19 +91,29 @@ class ExportRecord:
 
     def require_model(self, model: Model, folder: Path) -> None:
         """Raise BackendError for an export of other weights or another precision."""
-        again = replace(self, model=model.name, dtype=str(model.dtype)[6:]).again(folder)
+        dtype = str(model.dtype).removeprefix("torch.")
+        mine = replace(self, model=model.name, dtype=dtype, additions=tuple(model.additions))
+        again = mine.again(folder)
         if self.fingerprint != model.fingerprint:
             raise BackendError(
-                f"{str(folder)!r} was exported from model {self.model!r} "
-                f"({self.fingerprint[:DISPLAYED]}), not {model.name!r} "
+                f"{str(folder)!r} was exported from model {self._titled()} "
+                f"({self.fingerprint[:DISPLAYED]}), not {mine._titled()} "
                 f"({model.fingerprint[:DISPLAYED]}); export that one: {again}"
             )
-        if self.dtype != str(model.dtype).removeprefix("torch."):
+        if self.dtype != dtype:
             raise BackendError(
                 f"{str(folder)!r} holds {self.dtype} networks where the model is loaded in "
-                f"{str(model.dtype).removeprefix('torch.')}; say dtype {self.dtype}, or export "
-                f"again: {again}"
+                f"{dtype}; say dtype {self.dtype}, or export again: {again}"
             )
+        if model.precision.arithmetic != "plain":
+            raise BackendError(
+                f"{str(folder)!r} computes in {self.dtype}, and {model.precision.name} is torch's "
+                f"own arithmetic; say dtype {self.dtype}, or use backend torch"
+            )
+
+    def _titled(self) -> str:
+        having = f" with {', '.join(self.additions)}" if self.additions else ""
+        return f"{self.model!r}{having}"
 
     def require_intact(self, folder: Path, name: str) -> Path:
         """The path of one file. Raises BackendError for one that is missing or was changed."""
@@ -140,6 +152,7 @@ def read_record(folder: Path) -> ExportRecord:
                 "profile": ShapeProfile.from_record(found["profile"]),
                 "capacity": Capacity(**found["capacity"]),
                 "engine": engine,
+                "additions": tuple(found.get("additions", ())),
             }
         )
     except (TypeError, KeyError, ValueError) as error:

@@ -159,6 +159,7 @@ def build(
         reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
         raise BackendError(f"{api.flavour} can't read {path.name}: {reasons or log.last_error}")
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # set by default; float32 means float32
     config.progress_monitor = api.monitor(told, stop)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
