@@ -39,6 +39,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "offset 0": {"earlier": 0.0},
     "offset 0.25": {"earlier": 0.25},
     "offset 0.5": {"earlier": 0.5},
+    "frozen": {"gradient": "frozen"},
     "exact": {"gradient": "exact"},
 }
 
@@ -102,7 +103,13 @@ def early(levels: Schedule, first: int, scenes: Scenes, scale: float) -> Algorit
     return latents
 
 
-def measured(engine: Engine, scenes: Scenes, scale: float, steps: int) -> dict[str, Any]:
+def measured(
+    engine: Engine,
+    scenes: Scenes,
+    scale: float,
+    steps: int,
+    variants: Mapping[str, Mapping[str, Any]] = VARIANTS,
+) -> dict[str, Any]:
     """`walk`'s figures for every variant, all from the same latents."""
     denoiser = TorchDenoiser(engine.model.unet, engine.model.levels.config.prediction_type)
     levels = grid(engine.model.levels.schedule(steps))
@@ -119,7 +126,7 @@ def measured(engine: Engine, scenes: Scenes, scale: float, steps: int) -> dict[s
             ),
             denoiser,
         )
-        for name, given in VARIANTS.items()
+        for name, given in variants.items()
     }
 
 

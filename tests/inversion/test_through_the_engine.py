@@ -11,6 +11,7 @@ from pivotal.errors import EditWithoutEffectError
 from pivotal.inversion_file import read_inversion, write_inversion
 
 PROMPT, TARGET = "a red circle on a gray background", "a blue circle on a gray background"
+SMALL = (32, 32)
 METHODS = {
     "k-euler": {"grid": "karras"},
     "direct": {},
@@ -39,7 +40,7 @@ def picture():
 def test_an_inversion_edits_the_same_from_its_file(engine, picture, name, tmp_path):
     inversion = engine.invert(
         picture, PROMPT, method=name, num_inference_steps=2, guidance_scale=2.0,
-        options=METHODS[name],
+        options=METHODS[name], size=SMALL,
     )  # fmt: skip
     write_inversion(inversion, tmp_path / "disc.safetensors")
     again = read_inversion(tmp_path / "disc.safetensors")
@@ -75,9 +76,9 @@ def test_targets_leave_the_fitted_null_embedding_when_their_window_ends(engine, 
     """
     windows = {name: {"null_text_steps": end} for name, end in [("never", 0), ("half", 0.5)]}
     edits = [Edit(TARGET, **windows.get(name, {})) for name in ("never", "half", "always")]
-    settings = {"num_inference_steps": 4, "guidance_scale": 5.0}
+    settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "size": SMALL}
     fitted = engine.invert(picture, PROMPT, method="null-text-parallel", **settings)
-    direct = engine.invert(picture, PROMPT, method="direct", num_inference_steps=4)
+    direct = engine.invert(picture, PROMPT, method="direct", num_inference_steps=4, size=SMALL)
     never, half, always = engine.edit(fitted, edits).latents[1:]
     theirs = engine.edit(direct, TARGET, guidance_scale=5.0).latents[1]
     torch.testing.assert_close(never, theirs, rtol=0, atol=1e-5)
@@ -98,10 +99,10 @@ def test_an_inversion_never_asks_for_more_rows_at_once_than_a_batch_of_images(
         return answer(query)
 
     monkeypatch.setattr(engine._runner.denoiser, "answer", counted)
-    options = {"iterations": 1}
     engine.invert(
-        picture, PROMPT, method="null-text-parallel", num_inference_steps=9, options=options
-    )
+        picture, PROMPT, method="null-text-parallel", num_inference_steps=9, size=SMALL,
+        options={"iterations": 1},
+    )  # fmt: skip
     assert max(sizes) == 8
 
 
