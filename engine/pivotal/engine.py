@@ -304,6 +304,11 @@ class Engine:
             policy,
             negative_prompt,
         )
+        if isinstance(images, str | bytes) or not isinstance(images, Sequence):
+            raise ValueError(
+                f"images is of type {type(images).__name__}; a list is expected (Engine.invert "
+                "takes one)"
+            )
         texts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if not images or len(texts) != len(images):
             raise ValueError(
@@ -387,7 +392,7 @@ class Engine:
         """
         watch = self._watch(on_progress, callback_on_step_end, cancellation)
         return replaying.edit_many(
-            self._runner, inversion, list(targets), guidance_scale, watch, options, negative_prompt
+            self._runner, inversion, targets, guidance_scale, watch, options, negative_prompt
         )
 
     def generate(
@@ -451,7 +456,7 @@ class Engine:
         *,
         amount: float = 1.0,
         path: PromptPath = "linear",
-        negative_prompt: Prompt = "",
+        negative_prompt: Prompt | None = None,
         guidance_scale: float | None = None,
         sampler: str = "ddim",
         eta: float | None = None,
@@ -467,8 +472,8 @@ class Engine:
 
         The layout that the noise holds stays; what words looked at is not kept, as `edit` does.
         amount: of the way from the source's prompt (0) to the target's (1), along `path`, "linear"
-        or "spherical"; also beyond. guidance_scale: the inversion's own if None. seed: of samplers
-        that draw fresh noise. Others as `generate`.
+        or "spherical"; also beyond. guidance_scale, negative_prompt: the inversion's own if None.
+        seed: of samplers that draw fresh noise. Others as `generate`.
         """
         targets = checked_prompts(target, "target")
         return styling.style(

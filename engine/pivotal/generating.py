@@ -10,7 +10,7 @@ from torch import Tensor
 from .control import NoEdit
 from .driver import Job
 from .images import Pixels, from_tensor
-from .negative_prompts import does_nothing
+from .negative_prompts import require_negative
 from .results import Generated, Images, OutputType, as_output, check_output_type
 from .running import Clock, Runner, Watch, require_finite
 from .sampling.draws import Draw, drawn_from
@@ -39,8 +39,7 @@ def generate(
     clock = Clock()
     check_output_type(output_type)
     scale = runner.checked_scale(guidance_scale)
-    if scale == 1 and isinstance(negative_prompt, str) and negative_prompt:
-        raise does_nothing(negative_prompt)
+    require_negative(negative_prompt, scale)
     side = runner.model.autoencoder.scale
     size = (noise.shape[2] * side, noise.shape[3] * side)
     algorithm = sampling.algorithm(

@@ -12,12 +12,15 @@ from dataclasses import replace
 from .inversion.method import Method
 from .inversion.registry import method_named
 from .inversion_file import Inversion
+from .query import Conditioning
 
 
 def checked_negative(negative_prompt: str, method: Method, guidance_scale: float) -> str:
     """The text. Raises ValueError for one that would do nothing."""
     if not isinstance(negative_prompt, str):
-        raise ValueError(f"negative_prompt={negative_prompt!r}; a text is expected")
+        raise ValueError(
+            f"negative_prompt is of type {type(negative_prompt).__name__}; a text is expected"
+        )
     if not negative_prompt:
         return negative_prompt
     if not method.uses_null:
@@ -26,14 +29,25 @@ def checked_negative(negative_prompt: str, method: Method, guidance_scale: float
             "away from the source's own prompt; choose another method or leave it out"
         )
     if guidance_scale == 1:
-        raise does_nothing(negative_prompt)
+        raise _does_nothing(repr(negative_prompt))
     return negative_prompt
 
 
-def does_nothing(negative_prompt: str) -> ValueError:
+def require_negative(negative_prompt: object, guidance_scale: float) -> None:
+    """Raises ValueError for neither a text nor an embedding, and for one that would do nothing."""
+    embedded = isinstance(negative_prompt, Conditioning)
+    if not embedded and not isinstance(negative_prompt, str):
+        raise ValueError(
+            f"negative_prompt={negative_prompt!r}; one text or embedding for all is expected"
+        )
+    if guidance_scale == 1 and (embedded or negative_prompt):
+        raise _does_nothing("an embedding" if embedded else repr(negative_prompt))
+
+
+def _does_nothing(said: str) -> ValueError:
     return ValueError(
-        f"negative_prompt={negative_prompt!r} does nothing at guidance_scale=1, which is no "
-        "guidance; raise it or leave the negative prompt out"
+        f"negative_prompt={said} does nothing at guidance_scale=1, which is no guidance; raise it "
+        "or leave the negative prompt out"
     )
 
 

@@ -59,6 +59,7 @@ def reconstruction_record(inversion: Inversion, found: Reconstruction) -> dict[s
     return {
         **_source(inversion),
         "guidance_scale": found.guidance_scale,
+        "negative_prompt": found.negative_prompt,
         "seconds": {**found.seconds, "total": sum(found.seconds.values())},
         "psnr": finite(found.psnr),
         "vae_psnr": finite(found.vae_psnr),
@@ -79,6 +80,7 @@ def edit_record(
     return {
         **_source(inversion),
         "guidance_scale": edited.source.guidance_scale,
+        "negative_prompt": edited.source.negative_prompt,
         "seconds": {**edited.seconds, "total": sum(edited.seconds.values())},
         "touched": {
             "layers": max(reach.layers for reach in touched.values()),
@@ -150,7 +152,7 @@ def styling_record(
     }
 
 
-_OF_THE_MODEL = ("model", "family")
+_OF_THE_MODEL = ("model", "additions", "family")
 
 
 def embedded(record: Mapping[str, Any]) -> dict[str, str]:
@@ -202,5 +204,6 @@ def _source(inversion: Inversion) -> dict[str, Any]:
         "options": dict(inversion.options),
         "steps": inversion.num_inference_steps,
         "model": inversion.model,
+        "additions": list(inversion.report.get("additions", [])),
         "family": inversion.family,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -120,6 +120,7 @@ def reconstruction(
         picture=picture,
         round_trip=round_trip,
         guidance_scale=scale,
+        negative_prompt=inversion.negative_prompt,
         psnr=psnr(source, picture),
         vae_psnr=psnr(source, round_trip),
         dominant_error=dominant_error(source, round_trip, picture, picture if scale == 1 else None),
@@ -132,7 +133,7 @@ def reconstruction(
 def edit_many(
     runner: Runner,
     inversion: Inversion,
-    targets: Sequence[str | Edit],
+    targets: Iterable[str | Edit],
     guidance_scale: float | None,
     watch: Watch,
     options: Mapping[str, Any],
@@ -144,6 +145,7 @@ def edit_many(
     scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
     scale = runner.checked_scale(scale)
     inversion = under_negative(inversion, negative_prompt, scale)
+    overflows = runner.overflows
     edits = as_edits(targets, options)
     _require_masks_of_size(edits, inversion.picture.size)
     edits, rows_before = _with_word_masks(runner, inversion, edits, scale, watch)
@@ -153,7 +155,6 @@ def edit_many(
     rows = 2 * (1 + len(groups[0]))  # guided
     runner.probe_once(watch.cancellation, size=inversion.picture.size, rows=rows)
     clock.lap("plan")
-    overflows = runner.overflows
     parts = []
     for group, control in zip(groups, controls, strict=True):
         prompts = [inversion.prompt, *(edit.target for edit in group)]
@@ -214,8 +215,15 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def as_edits(targets: Sequence[str | Edit], options: Mapping[str, Any]) -> list[Edit]:
-    """Raises ValueError for options beside an Edit: they would be dropped."""
+def as_edits(targets: Iterable[str | Edit], options: Mapping[str, Any]) -> list[Edit]:
+    """Raises ValueError for options beside an Edit: they would be dropped; and for a single text,
+    whose characters would be targets.
+    """
+    if isinstance(targets, str | Edit) or not isinstance(targets, Iterable):
+        raise ValueError(
+            f"targets={targets!r}; a list is expected, of prompts or Edits (Engine.edit takes one)"
+        )
+    targets = list(targets)
     if not targets:
         raise ValueError("give at least one target to edit to")
     if options and any(isinstance(target, Edit) for target in targets):

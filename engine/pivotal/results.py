@@ -31,6 +31,7 @@ class Reconstruction:
     picture: Pixels
     round_trip: Pixels  # the autoencoder alone
     guidance_scale: float
+    negative_prompt: str
     psnr: float
     vae_psnr: float
     dominant_error: str | None

@@ -25,7 +25,7 @@ def style(
     *,
     amount: float,
     path: Path,
-    negative_prompt: Prompt,
+    negative_prompt: Prompt | None,
     guidance_scale: float | None,
     sampling: Sampling,
     seeds: Sequence[int],
@@ -43,12 +43,15 @@ def style(
         for each in targets
     ]
     start, schedule = starting_point(runner, inversion)
+    scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
+    if negative_prompt is None:
+        negative_prompt = "" if scale == 1 else inversion.negative_prompt
     return generate(
         runner,
         blends,
         negative_prompt=negative_prompt,
         schedule=schedule,
-        guidance_scale=inversion.guidance_scale if guidance_scale is None else guidance_scale,
+        guidance_scale=scale,
         noise=start.float().expand(len(targets), -1, -1, -1).clone(),
         draw=seeded(seeds),
         seeds=seeds if sampling.sampler.draws else None,

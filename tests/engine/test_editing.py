@@ -119,6 +119,12 @@ def test_a_wrong_target_among_many_is_refused_before_anything_runs(engine, inver
     assert engine.denoiser.rows_forward == before
 
 
+@pytest.mark.parametrize("targets", [BLUE, None, 5, pivotal.Edit(BLUE)])
+def test_what_is_no_list_of_targets_is_refused(engine, inversion, targets):
+    with pytest.raises(ValueError, match="a list is expected, of prompts or Edits"):
+        engine.edit_many(inversion, targets)
+
+
 def test_no_target_is_refused(engine, inversion):
     with pytest.raises(ValueError, match="at least one target"):
         engine.edit_many(inversion, [])

@@ -92,6 +92,9 @@ def test_images_of_every_kind_invert_alike(engine, picture, inversion, tmp_path,
     [
         ({"method": "magic"}, "method='magic' is unknown; accepted are .*null-text"),
         ({"num_inference_steps": 0}, "steps=0"),
+        ({"num_inference_steps": 2.5}, r"steps=2\.5; 1 to 1000"),
+        ({"guidance_scale": "7"}, "guidance_scale='7'; a finite number"),
+        ({"negative_prompt": torch.ones(2)}, "negative_prompt is of type Tensor; a text"),
         ({"options": {"speed": 2}}, "no option 'speed'"),
         ({"policy": "squash"}, "policy='squash' is unknown; accepted are fit, crop, pad, stretch"),
         ({"size": (63, 64)}, r"size=\(63, 64\); \(height, width\) in multiples of 4"),
@@ -103,6 +106,12 @@ def test_images_of_every_kind_invert_alike(engine, picture, inversion, tmp_path,
 def test_wrong_input_is_named(engine, picture, arguments, message):
     with pytest.raises(ValueError, match=message):
         engine.invert(picture, **{"prompt": PROMPT, "num_inference_steps": STEPS, **arguments})
+
+
+@pytest.mark.parametrize("images", ["photo.png", b"...", np.zeros((64, 64, 3), np.uint8), None])
+def test_what_is_no_list_of_images_is_refused(engine, images):
+    with pytest.raises(ValueError, match=r"images is of type \w+; a list is expected"):
+        engine.invert_many(images, PROMPT, method="ddim")
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ import torch
 import pivotal
 from pivotal.inversion.registry import METHODS
 from pivotal.inversion_file import read_inversion, write_inversion
+from pivotal.records import edit_record, reconstruction_record
 
 PROMPT, NEGATIVE = "a red circle on a gray background", "a blue square"
 FEWER = {
@@ -63,6 +64,25 @@ def test_another_one_at_the_edit_is_as_if_inverted_with_it(engine, invert):
     assert torch.equal(given.latents, engine.edit(invert(), target).latents)
 
 
+def test_the_records_of_edits_and_reconstructions_name_the_one_that_was_used(engine, invert):
+    plain = invert(negative="")
+    found = engine.reconstruct(plain, negative_prompt=NEGATIVE)
+    assert reconstruction_record(plain, found)["negative_prompt"] == NEGATIVE
+    edited = engine.edit(plain, "a red square on a gray background", negative_prompt=NEGATIVE)
+    assert edit_record(plain, edited, 0, {})["negative_prompt"] == NEGATIVE
+
+
+def test_style_leads_away_from_the_inversions_own_unless_another_is_named(engine, invert):
+    own, plain = invert(), invert(negative="")
+    given = engine.style(plain, "a red square", negative_prompt=NEGATIVE)
+    kept = engine.style(own, "a red square")
+    assert torch.equal(kept.latents, given.latents)
+    assert kept.negative_prompt == NEGATIVE
+    none = engine.style(own, "a red square", negative_prompt="")
+    assert not torch.equal(none.latents, kept.latents)
+    assert engine.style(own, "a red square", guidance_scale=1).negative_prompt == ""
+
+
 def test_a_file_keeps_it(invert, tmp_path):
     write_inversion(invert(), tmp_path / "a.safetensors")
     assert read_inversion(tmp_path / "a.safetensors").negative_prompt == NEGATIVE
@@ -90,11 +110,17 @@ def test_what_would_do_nothing_or_break_a_fit_is_refused(engine, invert, picture
     fitted = invert("null-text", inner_steps=0)
     with pytest.raises(ValueError, match="was fitted for 'a blue square'"):
         engine.edit(fitted, "a red square on a gray background", negative_prompt="green")
-    with pytest.raises(ValueError, match="negative_prompt=3; a text"):
+    with pytest.raises(ValueError, match="negative_prompt is of type int; a text"):
         engine.reconstruct(fitted, negative_prompt=3)
     assert np.isfinite(engine.reconstruct(fitted, negative_prompt=NEGATIVE).psnr)
 
 
 def test_pictures_from_text_take_none_where_it_would_do_nothing(engine):
-    with pytest.raises(ValueError, match="'blue' does nothing at guidance_scale=1"):
-        engine.generate(PROMPT, num_inference_steps=1, guidance_scale=1.0, negative_prompt="blue")
+    for given, said in (("blue", "'blue'"), (engine.encode("blue"), "an embedding")):
+        with pytest.raises(ValueError, match=f"{said} does nothing at guidance_scale=1"):
+            engine.generate(
+                PROMPT, num_inference_steps=1, guidance_scale=1.0, negative_prompt=given
+            )
+    for given in (None, ["blue"]):
+        with pytest.raises(ValueError, match="one text or embedding for all"):
+            engine.generate(PROMPT, num_inference_steps=1, negative_prompt=given)

@@ -30,7 +30,10 @@ def style(
     ] = 1.0,
     prompt_path: PromptPath = None,
     guidance_scale: GuidanceScale = None,
-    negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(help="What guidance leads away from. Default: the inversion's own."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="For samplers that draw fresh noise.")] = 0,
     animation: Animation = None,
     no_metadata: NoMetadata = False,
