@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import inverting, replaying
@@ -41,6 +42,8 @@ def compare(
     options: Mapping[str, Any],
 ) -> Comparison:
     """What is wrong for every method is raised; what one method can't becomes its row's reason."""
+    if isinstance(methods, str):
+        raise ValueError(f"methods={methods!r}; a list of names is expected")
     chosen = list(METHODS) if methods is None else [method_named(name).name for name in methods]
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"methods={chosen}; at least one is expected, and each once")
@@ -112,7 +115,7 @@ def _checked_edit(
             given = ", ".join([*options, *([] if mask is None else ["mask"])])
             raise ValueError(f"{given}: these are for an edit; give a target too")
         return None
-    if mask is not None and (tuple(mask.shape) != picture.size or bool(mask.all())):
+    if mask is not None and not _judges(mask, picture.size):
         raise ValueError(
             f"mask: bool {list(picture.size)} is expected, false where nothing is to change"
         )
@@ -123,6 +126,12 @@ def _checked_edit(
     schedule = runner.model.levels.schedule(steps)
     explain(tokens(prompt), tokens(edit.target), edit, schedule, runner.layers)
     return edit
+
+
+def _judges(mask: Any, size: tuple[int, int]) -> bool:
+    """Whether it is a mask that leaves an outside to measure."""
+    fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == size
+    return fits and not bool(mask.all())
 
 
 def _compared(

@@ -32,3 +32,8 @@ def test_an_edit_may_be_given_as_an_edit(engine):
 def test_steps_that_the_model_does_not_have_are_refused(engine):
     with pytest.raises(ValueError, match="steps=0"):
         engine.explain(PROMPT, BLUE, num_inference_steps=0)
+
+
+def test_a_masks_word_is_looked_for_in_the_source_alone(engine):
+    with pytest.raises(ValueError, match="'blue' is not in the prompt 'a red circle"):
+        engine.explain(PROMPT, BLUE, mask_words=("blue",))

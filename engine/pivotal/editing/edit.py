@@ -94,7 +94,7 @@ class Edit:
             fraction = getattr(self, name)
             if not _is_number(fraction) or not 0 <= fraction <= 1:
                 raise ValueError(f"{name}={fraction!r}; a fraction from 0 to 1 is expected")
-        check_mask(self.mask)
+        _check_mask(self.mask)
         if not isinstance(self.mutual, MutualSelfAttention | None):
             raise ValueError(f"mutual={self.mutual!r}; MutualSelfAttention or None is expected")
         if self.subtract and not self.blend:
@@ -134,7 +134,7 @@ class Edit:
         object.__setattr__(self, name, tuple(words))
 
 
-def check_mask(mask: Tensor | None) -> None:
+def _check_mask(mask: Tensor | None) -> None:
     """Raises ValueError for what is neither [H, W] bool nor None."""
     if mask is None:
         return

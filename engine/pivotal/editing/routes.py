@@ -54,7 +54,11 @@ class TargetPlan:
 
 
 def plan_target(source: Tokens, target: Tokens, edit: Edit, steps: int) -> TargetPlan:
-    """Resolve a wish against both prompts. Raises ValueError for a word that neither prompt has."""
+    """Resolve a wish against both prompts. Raises ValueError for a word that neither prompt has,
+    and for one of a mask that the source has not.
+    """
+    for name in edit.mask_words:
+        source.find(name)
     kind = choose(source, target) if edit.kind == "auto" else edit.kind
     alignment = align(source, target, kind)
     weights = torch.ones(len(target.ids))
