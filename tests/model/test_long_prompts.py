@@ -114,6 +114,7 @@ def test_a_number_of_chunks_that_is_none_is_refused(text):
 def test_an_edit_in_the_second_chunk_acts_and_the_first_is_as_it_was():
     engine = pivotal.Engine.load("shapes", long_prompts=2)
     assert engine.model.fingerprint != pivotal.Engine.load("shapes").model.fingerprint
+    assert engine.model.additions == ["prompts in 2 chunks"]
     source = ", ".join(["a red circle on a gray background"] * 12)
     target = source[: -len("gray background")] + "blue background"
     picture = np.full((64, 64, 3), 90, np.uint8)

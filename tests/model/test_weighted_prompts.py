@@ -105,6 +105,7 @@ def test_without_the_option_brackets_are_text(text):
 def test_edits_see_the_words_and_inversions_know_the_option():
     engine, plain = (pivotal.Engine.load("shapes", weighted_prompts=each) for each in (True, False))
     assert engine.model.fingerprint != plain.model.fingerprint
+    assert engine.model.additions == ["weighted prompts"]
     source = "a (red:1.3) circle on a gray background"
     picture = np.full((64, 64, 3), 90, np.uint8)
     inversion = engine.invert(picture, source, method="ddim", num_inference_steps=2)

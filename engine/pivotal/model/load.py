@@ -51,17 +51,22 @@ class Model:
 
     @property
     def additions(self) -> list[str]:
-        """What the model has that its name does not say, LoRAs too; no folder is named."""
+        """What the model has that its name does not say, LoRAs too, and how it reads prompts; no
+        folder is named.
+        """
         worn = [f"lora {each.path.name}:{each.scale:g}" for each in self.loras.worn]
-        return [*self.added, *worn]
+        return [*self.added, *worn, *self._reading]
 
     @property
     def fingerprint(self) -> str:
         """What it is now, 64 hexadecimal digits; 16 are enough to show."""
+        return with_parts(self.plain_fingerprint, (*self.loras.parts, *self._reading))
+
+    @property
+    def _reading(self) -> tuple[str, ...]:
         chunks = self.text.tokenizers[0].chunks
         spread = () if chunks == 1 else (f"prompts in {chunks} chunks",)
-        weighted = ("weighted prompts",) if self.text.weighted else ()
-        return with_parts(self.plain_fingerprint, (*self.loras.parts, *spread, *weighted))
+        return (*spread, "weighted prompts") if self.text.weighted else spread
 
     @property
     def dtype(self) -> torch.dtype:
