@@ -38,7 +38,8 @@ class FiniteDifferenceOptions:
     4.5 for most real ones.
 
     Steps after `refine_skip` of all are corrected, up to `refine_iterations` times, each by
-    `refine_strength` of the error. damping: the strength falls by a tenth where the error fell by
+    `refine_strength` of the error; with 0 every step is, the first too, which the author's
+    comparison would leave out. damping: the strength falls by a tenth where the error fell by
     less than `smallest_fall` ("intended"), or at every iteration, as the published code does by
     updating its minimum first ("published"). A row stops when its error, a mean of absolute
     values, is under `tolerance`.
@@ -103,7 +104,7 @@ def invert(
         a, b = ddim_coefficients(low, high)
         proposal = a * latents + b * noise.eps
         errors = latents.new_full((latents.shape[0], options.refine_iterations), torch.nan)
-        if step > schedule.steps * options.refine_skip:
+        if options.refine_skip == 0 or step > schedule.steps * options.refine_skip:
             proposal, errors = yield from refine(
                 latents, proposal, low, high, conditioning, null, options
             )
