@@ -81,7 +81,8 @@ def finite_difference(figure: Figure, rows: Rows) -> None:
     names = [
         "DDIM, asked at source", "DDIM, asked at destination", "none",
         *(f"offset {offset:g}" for offset in OFFSETS), "offset 0.25, from 0.3 on",
-        "frozen", "frozen, from 0.3 on", "exact", "exact, from 0.3 on",
+        "frozen", "frozen, from 0.3 on", "frozen, every step", "exact",
+        "exact, from 0.3 on",
     ]  # fmt: skip
     values = [
         [rows.get(f"{name}, at {scale:g}", {}).get("latents_db", float("nan")) for scale in SCALES]

@@ -165,6 +165,7 @@ def finite_difference() -> list[Trial]:
             "offset 0.25, from 0.3 on": {"refine_skip": 0.3},
             "frozen": {"gradient": "frozen"},
             "frozen, from 0.3 on": {"gradient": "frozen", "refine_skip": 0.3},
+            "frozen, every step": {"gradient": "frozen", "refine_skip": 0.0},
             "exact": {"gradient": "exact"},
             "exact, from 0.3 on": {
                 "gradient": "exact",
