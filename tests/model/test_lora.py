@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 from pivotal.errors import ModelError
 from pivotal.model.ldm_names import unet_name
 from pivotal.model.load import load
-from pivotal.model.lora_file import Lora
+from pivotal.model.lora_file import Lora, LowRank
 
 RANK = 2
 LINEAR = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -169,6 +169,76 @@ def test_all_namings_mean_the_same(sd_folder, theirs, layers, written):
     assert all(same(each, found["kohya"]) for each in found.values())
     model.loras.wear([Lora(doubled, 0.5)])
     assert same(copies(model), found["kohya"])
+
+
+def test_a_folder_of_pefts_has_its_alpha_beside_the_weights(
+    sd_folder, theirs, layers, written, tmp_path
+):
+    unet, _ = theirs
+    one = {("unet", LINEAR): layers["unet", LINEAR]}
+    expected = weights(
+        load(sd_folder, family="sd1", lora=written(kohya(one, unet, alpha=16.0), "a.safetensors"))
+    )
+    bare = {
+        f"base_model.model.{name.removeprefix('unet.')}": tensor
+        for name, tensor in dotted(one, (".lora_A.weight", ".lora_B.weight")).items()
+    }
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    with pytest.raises(ModelError, match=r"is a folder without adapter_model\.safetensors or"):
+        load(sd_folder, family="sd1", lora=folder)
+    written(bare, "peft/adapter_model.safetensors")
+    config = folder / "adapter_config.json"
+    prints = set()
+    for alpha in (16, 4):
+        config.write_text(json.dumps({"r": RANK, "lora_alpha": alpha, "use_dora": False}))
+        model = load(sd_folder, family="sd1", lora=f"{folder}:{16 / alpha}")
+        assert same(weights(model), expected)
+        prints.add(model.fingerprint)
+    assert len(prints) == 2
+    for wrong, sentence in (({"use_rslora": True}, "use_rslora, which"), ({}, "no lora_alpha")):
+        config.write_text(json.dumps(wrong))
+        with pytest.raises(ModelError, match=sentence):
+            load(sd_folder, family="sd1", lora=folder)
+
+
+def test_whatever_ends_a_change_midway_leaves_the_plain_weights(
+    sd_folder, theirs, layers, written, monkeypatch
+):
+    unet, _ = theirs
+    one = written(kohya(layers, unet), "one.safetensors")
+    fewer = {k: (d, -u) for k, (d, u) in layers.items() if k[1] != OUT}
+    other = written(kohya(fewer, unet), "b.safetensors")
+    model = load(sd_folder, family="sd1")
+    plain, fingerprint = copies(model), model.fingerprint
+    model.loras.wear([Lora(other)])
+    wanted = copies(model)
+    whole = LowRank.change
+
+    for moment in range(len(layers)):
+        model.loras.wear([Lora(other)])
+        left = iter(range(moment))
+
+        def interrupted(self, shape, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return whole(self, shape)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(LowRank, "change", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.loras.wear([Lora(one)])
+        assert same(copies(model), plain), moment
+        assert (model.loras.worn, model.fingerprint) == ((), fingerprint)
+    model.loras.wear([Lora(other)])
+    assert same(copies(model), wanted)
+
+
+def test_a_tilde_is_the_home_folder(sd_folder, theirs, layers, written, tmp_path, monkeypatch):
+    path = written(kohya(layers, theirs[0]))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = load(sd_folder, family="sd1", lora=f"~/{path.name}:0.5")
+    assert same(weights(found), weights(load(sd_folder, family="sd1", lora=f"{path}:0.5")))
 
 
 def test_names_of_old_processors_are_understood(sd_folder, theirs, layers, written):

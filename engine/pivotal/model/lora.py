@@ -51,7 +51,8 @@ class LoraStack:
 
         A change is computed in float32, from the originals, and rounded once, a weight at a time:
         all of SDXL's together are 9 GB. Raises ModelError for a file that can't be read or that was
-        made for another model; nothing is changed then.
+        made for another model; nothing is changed then. Whatever ends it midway, as Ctrl-C may,
+        leaves the model without any LoRA, to the bit.
         """
         targets = self._targets() if loras else {}
         files = [read_lora(lora.path) for lora in loras]
@@ -66,23 +67,26 @@ class LoraStack:
                 key: self._originals.get(key) or (parameter, parameter.clone())
                 for key, (parameter, _) in changes.items()
             }
-            self._restore(keep=changes)
-            self._originals = originals
-            for key, (parameter, layers) in changes.items():
-                change = torch.zeros(parameter.shape)
-                for scale, layer in layers:
-                    change += scale * layer.change(tuple(parameter.shape))
-                original = originals[key][1]
-                parameter.copy_(original.float() + change.to(original.device))
+            self._worn, self._originals = (), {**self._originals, **originals}
+            try:
+                for key, (parameter, original) in self._originals.items():
+                    if key not in changes:
+                        parameter.copy_(original)
+                for key, (parameter, layers) in changes.items():
+                    change = torch.zeros(parameter.shape)
+                    for scale, layer in layers:
+                        change += scale * layer.change(tuple(parameter.shape))
+                    original = originals[key][1]
+                    parameter.copy_(original.float() + change.to(original.device))
+            except BaseException:
+                for parameter, original in self._originals.values():
+                    parameter.copy_(original)
+                self._originals = {}
+                raise
+        self._originals = originals
         self._worn = tuple((lora, file.digest) for lora, file in zip(loras, files, strict=True))
         if loras:
             logger.info("%d weights wear %s", len(changes), ", ".join(map(str, loras)))
-
-    def _restore(self, keep: Mapping[int, Any]) -> None:
-        """Put the originals back but where another change follows."""
-        for key in [each for each in self._originals if each not in keep]:
-            parameter, original = self._originals.pop(key)
-            parameter.copy_(original)
 
     def _targets(self) -> dict[str, Tensor]:
         """The weights that a LoRA may change, by every name that files have for their modules."""
@@ -99,6 +103,8 @@ class LoraStack:
                 for name in (bare, f"text_model.{bare}"):
                     found[f"{dotted}.{name}"] = weight
                     found |= {each + name.replace(".", "_"): weight for each in flat}
+                if len(self._encoders) == 1:
+                    found[f"text_model.{bare}"] = weight  # peft's, of the tower by itself
         return found
 
 

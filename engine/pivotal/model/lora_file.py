@@ -2,13 +2,15 @@
 
 kohya's names flatten a module's path (`lora_unet_mid_block_.._to_q.lora_down.weight`), in
 diffusers' words or, for SDXL, in latent-diffusion's; diffusers and peft keep the dots
-(`unet.mid_block...to_q.lora_A.weight`).
+(`unet.mid_block...to_q.lora_A.weight`). diffusers has peft's alphas in the file's metadata, peft
+itself in a config beside the file.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from pivotal.errors import ModelError
 from pivotal.model.fingerprint import content_digest
+from pivotal.model.folder import read_json
 from pivotal.model.safetensors_header import Header, read_header
 from pivotal.model.weights import tensors_of
 
@@ -48,6 +51,10 @@ _OTHER_KINDS = {  # by a part of a name
 _PROCESSOR = re.compile(r"\.processor\.(to_[qkv]|to_out)$")  # diffusers' names before 0.22
 _WHOLE = (".diff", ".diff_b")
 _PEFT = "lora_adapter_metadata"
+_OF_PEFT = "adapter_model.safetensors"  # in a folder, as diffusers' next one
+_IN_FOLDERS = (_OF_PEFT, "pytorch_lora_weights.safetensors")
+_BESIDE = "adapter_config.json"
+_UNSUPPORTED = ("alpha_pattern", "use_rslora", "use_dora")  # of peft's settings
 
 
 @dataclass(frozen=True)
@@ -117,10 +124,13 @@ class LoraFile:
 
 
 def read_lora(path: Path) -> LoraFile:
-    """Read a file. Raises ModelError for damage, and for what is no LoRA that can be merged."""
+    """Read a file, or the one in a folder. Raises ModelError for damage, and for what is no LoRA
+    that can be merged.
+    """
+    path = _file_of(path)
     header = read_header(path)
     _refuse_others(path, header)
-    alphas = _alphas_of_peft(path, header)
+    alphas = _alphas_in_metadata(path, header) or _alphas_beside(path)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors_of(path):
         end = next((each for each in _ENDS if name.endswith(each)), None)
@@ -133,7 +143,18 @@ def read_lora(path: Path) -> LoraFile:
     if not parts:
         raise ModelError(f"{path} holds no LoRA: it is empty")
     layers = {_module(name): _low_rank(path, name, each, alphas) for name, each in parts.items()}
-    return LoraFile(path, content_digest(path), layers)
+    told = "".join(f" alpha {alpha!r}" for name, alpha in alphas.items() if not name)
+    return LoraFile(path, content_digest(path) + told, layers)
+
+
+def _file_of(path: Path) -> Path:
+    path = Path(os.path.expanduser(path))
+    if not path.is_dir():
+        return path
+    found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
+    if not found:
+        raise ModelError(f"{path} is a folder without {' or '.join(_IN_FOLDERS)}")
+    return found[0]
 
 
 def _low_rank(
@@ -147,7 +168,7 @@ def _low_rank(
             else f"{path}: {name[:80]} has factors that are no matrices"
         )
     rank = len(parts["down"])
-    alpha = alphas.get(name.partition(".")[0], float(rank))
+    alpha = alphas.get(name.partition(".")[0], alphas.get("", float(rank)))
     if "alpha" in parts:
         if parts["alpha"].numel() != 1:
             raise ModelError(f"{path}: {name[:80]} has an alpha that is no single number")
@@ -163,8 +184,23 @@ def _module(name: str) -> str:
     return _PROCESSOR.sub(lambda found: f".{found[1]}" + ".0" * (found[1] == "to_out"), name)
 
 
-def _alphas_of_peft(path: Path, header: Header) -> dict[str, float]:
-    """peft's alphas by component, as diffusers keeps them in the metadata."""
+def _alphas_beside(path: Path) -> dict[str, float]:
+    """The alpha of peft's config, of all components ("")."""
+    beside = path.with_name(_BESIDE)
+    if path.name != _OF_PEFT or not beside.is_file():
+        return {}
+    settings = read_json(beside)
+    for name in _UNSUPPORTED:
+        if settings.get(name):
+            raise ModelError(f"{beside} describes a LoRA with {name}, which is not supported")
+    try:
+        return {"": float(settings["lora_alpha"])}
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"{beside} has no lora_alpha that is a number") from None
+
+
+def _alphas_in_metadata(path: Path, header: Header) -> dict[str, float]:
+    """peft's alphas by component, as diffusers keeps them."""
     told = header.metadata.get(_PEFT)
     if told is None:
         return {}
@@ -177,7 +213,7 @@ def _alphas_of_peft(path: Path, header: Header) -> dict[str, float]:
         }
     except (ValueError, TypeError, RecursionError):
         raise ModelError(f"{path}: its {_PEFT} can't be read") from None
-    for name in ("alpha_pattern", "use_rslora", "use_dora"):
+    for name in _UNSUPPORTED:
         if any(key.endswith(f".{name}") and value for key, value in settings.items()):
             raise ModelError(f"{path} is a LoRA with {name}, which is not supported")
     return found
