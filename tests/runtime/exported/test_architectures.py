@@ -1,18 +1,18 @@
-"""The published architectures at their own sizes, with random weights: gigabytes, and minutes."""
+"""The published architectures at their own widths, with random weights: gigabytes, and minutes."""
 
+import json
 import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
-from pivotal.model.load import load
-from pivotal.runtime.exported.onnx_export import export_onnx
-from pivotal.runtime.exported.profile import ShapeProfile, Span
-from pivotal.runtime.exported.tensorrt_api import api_of
-from pivotal.runtime.exported.tensorrt_build import BuildOptions, build
-
 pytestmark = pytest.mark.slow
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "exports.py"
 ONNX_LIMIT = 2 * 1024**3  # bytes in one protobuf file
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 
 
 def require_memory(gigabytes):
@@ -21,39 +21,44 @@ def require_memory(gigabytes):
         pytest.skip(f"{gigabytes} GB of free memory are needed; {free:.0f} are here")
 
 
-def exported(name, side, folder, *, dtype="float32", rows=2):
-    model = load(name, dtype=dtype)
-    fixed = Span(side, side)
-    return model, export_onnx(model, ShapeProfile(Span(rows, rows), fixed, fixed), folder)
+def exported(model, dtype, folder, *more):
+    """The row of the benchmark's own run, in a process whose memory ends with it."""
+    results = folder / "rows.jsonl"
+    asked = ("--model", model, "--dtype", dtype, "--side", 256, "--results", results, *more)
+    words = [sys.executable, BENCHMARK, *asked, "--keep", folder / "kept"]
+    subprocess.run([str(word) for word in words], check=True)
+    (row,) = (json.loads(line) for line in results.read_text().splitlines())
+    assert max(row["onnx"]["largest_difference"].values()) < TOLERANCE[dtype]
+    return row, json.loads((folder / "kept" / "onnx" / "export.json").read_text())
 
 
-def test_sd15_is_exported_over_onnxs_own_limit_and_built(tmp_path):
-    require_memory(12)
-    onnx = tmp_path
-    model, record = exported("random:sd1", 512, onnx)
-    assert max(record.errors.values()) < 1e-4
-    assert (onnx / "unet.weights").stat().st_size > ONNX_LIMIT
-    assert all(path.stat().st_size < ONNX_LIMIT for path in onnx.glob("*.onnx"))
-    if find_spec("tensorrt_rtx") is None:
+def test_sd15_is_exported_and_built(tmp_path):
+    require_memory(10)
+    targets = [] if find_spec("tensorrt_rtx") is None else ["--sm", "89"]
+    row, record = exported("random:sd1", "float16", tmp_path, *targets)
+    assert record["prediction_type"] == "epsilon"
+    assert row["onnx"]["peak_bytes"] < 10e9
+    if not targets:
         pytest.skip("exported; TensorRT-RTX is not installed")
-    scale, profile = model.autoencoder.scale, record.profile
-    del model  # a builder needs its memory
-    options = BuildOptions(sm=("89",), buckets=(2,))
+    weights = row["onnx"]["bytes"]["unet.weights"]
     for name in ("unet", "unet-plain"):
-        plan = build(onnx / f"{name}.onnx", profile, scale, api_of("tensorrt_rtx"), options)
-        assert len(plan) > ONNX_LIMIT  # the weights are in it
+        plan = (tmp_path / "kept" / "engines" / f"{name}.engine").read_bytes()
+        assert len(plan) > weights  # they are in it
         assert b"sm89" in plan
 
 
-def test_sd21_with_v_prediction_is_exported(tmp_path):
-    require_memory(12)
-    _, record = exported("random:sd2", 256, tmp_path)
-    assert record.prediction_type == "v_prediction"
-    assert max(record.errors.values()) < 1e-4
+def test_sd21_with_v_prediction_is_exported_over_onnxs_own_limit(tmp_path):
+    require_memory(10)
+    row, record = exported("random:sd2", "float32", tmp_path)
+    assert record["prediction_type"] == "v_prediction"
+    sizes = row["onnx"]["bytes"]
+    assert sizes["unet.weights"] > ONNX_LIMIT
+    assert all(size < ONNX_LIMIT for name, size in sizes.items() if name.endswith(".onnx"))
 
 
 def test_sdxl_is_exported_in_float16(tmp_path):
-    require_memory(24)
-    _, record = exported("random:sdxl", 256, tmp_path, dtype="float16", rows=1)
-    assert {"text_encoder", "text_encoder_2"} <= set(record.errors)
-    assert (tmp_path / "unet.weights").stat().st_size > ONNX_LIMIT
+    require_memory(16)
+    row, record = exported("random:sdxl", "float16", tmp_path)
+    assert {"text_encoder", "text_encoder_2"} <= set(record["errors"])
+    assert row["onnx"]["bytes"]["unet.weights"] > ONNX_LIMIT
+    assert row["onnx"]["peak_bytes"] < 16e9
