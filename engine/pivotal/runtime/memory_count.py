@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-
 _COPIED = 20480  # elements: torch's CPU convolves fewer, of a single row, without a copy
 
 
