@@ -81,7 +81,7 @@ def finite_difference(figure: Figure, rows: Rows) -> None:
     names = [
         "DDIM, asked at source", "DDIM, asked at destination", "none",
         *(f"offset {offset:g}" for offset in OFFSETS), "offset 0.25, from 0.3 on",
-        "frozen", "frozen, from 0.3 on", "frozen, every step", "exact",
+        "offset 0.25, every step", "frozen", "frozen, from 0.3 on", "frozen, every step", "exact",
         "exact, from 0.3 on",
     ]  # fmt: skip
     values = [

@@ -163,6 +163,7 @@ def finite_difference() -> list[Trial]:
             "none": {"refine_iterations": 0},
             **{f"offset {offset:g}": {"earlier": offset} for offset in OFFSETS},
             "offset 0.25, from 0.3 on": {"refine_skip": 0.3},
+            "offset 0.25, every step": {"refine_skip": 0.0},
             "frozen": {"gradient": "frozen"},
             "frozen, from 0.3 on": {"gradient": "frozen", "refine_skip": 0.3},
             "frozen, every step": {"gradient": "frozen", "refine_skip": 0.0},
