@@ -58,6 +58,19 @@ def test_if_nothing_is_said_all_of_a_photograph_comes_back():
     assert fitted.unfit(fitted.pixels).shape == (683, 1024, 3)
 
 
+@pytest.mark.parametrize(
+    ("policy", "ids"),
+    [
+        ("crop", (512, 768, 0, 128, 512, 512)),
+        ("pad", (512, 512, 0, 0, 512, 512)),
+        ("stretch", (512, 512, 0, 0, 512, 512)),
+        ("fit", (416, 624, 0, 0, 416, 624)),
+    ],
+)
+def test_sdxl_is_told_of_which_picture_a_crop_is_a_part(policy, ids):
+    assert fit(read_image(smooth(300, 450)), (512, 512), policy, multiple=8).time_ids == ids
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_padding_to_multiples_changes_no_pixel(size):
     picture = read_image(smooth(*size))

@@ -116,9 +116,9 @@ class _Run:
     @staticmethod
     def planned(runner: Runner, task: Task, settings: Settings) -> _Run:
         clock = Clock()
-        method, size = settings.method, task.picture.size
-        conditioning = runner.encode([task.prompt], size)
-        null = runner.encode([settings.negative_prompt], size)
+        method = settings.method
+        conditioning = runner.encode([task.prompt], task.picture)
+        null = runner.encode([settings.negative_prompt], task.picture)
         latents = runner.encode_picture(task.picture.pixels)
         algorithm = method.invert(settings.schedule, latents, conditioning, null, settings.options)
         clock.lap("encode")

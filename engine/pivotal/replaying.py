@@ -44,7 +44,7 @@ def replay(
     model, size = runner.model, inversion.picture.size
     method = method_named(inversion.method)
     schedule = model.levels.schedule(inversion.num_inference_steps)
-    conditioning = runner.encode(prompts, size)
+    conditioning = runner.encode(prompts, inversion.picture)
     inverted = inversion.inverted.to(model.device).expand(len(prompts))
     method.check(inverted, inversion.num_inference_steps, conditioning)
     options = method.options_from(inversion.options)
@@ -52,7 +52,7 @@ def replay(
         schedule,
         inverted,
         conditioning,
-        runner.encode([inversion.negative_prompt] * len(prompts), size),
+        runner.encode([inversion.negative_prompt] * len(prompts), inversion.picture),
         guidance_scale,
         watch.over(control, method.grid(schedule, options)),
         options,

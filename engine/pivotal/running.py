@@ -20,7 +20,7 @@ from .control import Control
 from .driver import Denoiser, Driver, Job, Listener, require_rows
 from .editing.routes import Layers
 from .errors import ModelError, NonFiniteError
-from .images import Pixels, from_tensor, to_tensor
+from .images import Fitted, Pixels, from_tensor, to_tensor
 from .model.load import Model
 from .planning import Planner
 from .query import Conditioning, Result
@@ -252,11 +252,12 @@ class Runner:
                 raise ModelError(f"{what} has to wait until no call of this engine runs")
             yield
 
-    def encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
-        """Conditioning of B prompts for pictures of `size`, on the model's device."""
+    def encode(self, prompts: Sequence[str], shown: tuple[int, int] | Fitted) -> Conditioning:
+        """Conditioning of B prompts for a picture, or for any of a size, on the model's device."""
+        size, ids = (shown.size, shown.time_ids) if isinstance(shown, Fitted) else (shown, None)
         groups = [[each] for each in prompts] if self.batch_invariant else [prompts]
         with self._coding.take(self._either()), torch.no_grad():
-            found = [self.model.text.encode(group, size) for group in groups]
+            found = [self.model.text.encode(group, size, time_ids=ids) for group in groups]
             return Conditioning.cat(found).to(self.model.device)
 
     def encode_picture(self, pixels: Pixels) -> Tensor:

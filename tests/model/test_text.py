@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+import pivotal
 from pivotal.errors import ModelError, NonFiniteError
 from pivotal.model.load import load
 from pivotal.model.text import TextEncoder
@@ -61,6 +63,33 @@ def test_the_empty_prompt_is_encoded_where_the_model_does_not_zero_it(sdxl, sdxl
 
 def test_time_ids_are_the_checkpoints_size_unless_said(sdxl):
     assert sdxl.text.encode(["a"]).time_ids.tolist() == [[32, 32, 0, 0, 32, 32]]
+
+
+class Noting:
+    """Passes queries on and notes their time ids."""
+
+    def __init__(self, inner):
+        self.inner, self.name, self.answers, self.seen = inner, inner.name, inner.answers, []
+
+    def answer(self, query):
+        self.seen += query.conditioning.time_ids.tolist()
+        return self.inner.answer(query)
+
+
+@pytest.mark.parametrize(
+    ("policy", "ids"), [("crop", [32, 64, 0, 16, 32, 32]), ("stretch", [32, 32, 0, 0, 32, 32])]
+)
+def test_every_question_knows_where_its_picture_was_cut_out(sdxl, policy, ids):
+    noting = Noting(pivotal.Engine(sdxl).denoiser)
+    engine = pivotal.Engine(sdxl, noting)
+    engine._runner._probed = True
+    pixels = np.full((64, 128, 3), 90, np.uint8)
+    inversion = engine.invert(
+        pixels, "a red cat", method="ddim", num_inference_steps=2, policy=policy
+    )
+    engine.edit(inversion, "a red dog")
+    assert noting.seen
+    assert all(each == ids for each in noting.seen)
 
 
 def test_two_prompts_equal_two_times_one(sdxl):

@@ -31,6 +31,19 @@ class Fitted:
         """Height and width of the fitted picture."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    @property
+    def time_ids(self) -> tuple[int, int, int, int, int, int]:
+        """What SDXL is told of a picture: height and width of the whole, top and left of the part,
+        its height and width; all at the result's scale. Only cropping makes a part of it.
+        """
+        height, width = self.size
+        if self.policy != "crop":
+            return height, width, 0, 0, height, width
+        left, top, right, bottom = self.box
+        down, across = height / (bottom - top), width / (right - left)
+        whole = round(self.source_size[0] * down), round(self.source_size[1] * across)
+        return *whole, round(top * down), round(left * across), height, width
+
     def unfit(self, pixels: Pixels) -> Pixels:
         """Bring a result of the fitted size back to the source's scale.
 

@@ -104,10 +104,18 @@ class TextEncoder:
         found = [tokenizer.tokens(text) for tokenizer in self.tokenizers]
         return [replace(each, weights=token_weights(each, weights)) for each in found]
 
-    def encode(self, prompts: Sequence[str], size: Size | None = None) -> Conditioning:
+    def encode(
+        self,
+        prompts: Sequence[str],
+        size: Size | None = None,
+        *,
+        time_ids: Sequence[int] | None = None,
+    ) -> Conditioning:
         """Conditioning of B prompts, float32, on the encoder's device.
 
         size: pixels (height, width) of the image, for SDXL's time ids; others do not use it.
+        time_ids: in its place height and width of the original, top and left of the crop, height
+        and width of the image; an image that is said by its size is whole.
         Raises ValueError for no prompt or one that is too long; nothing is truncated.
         """
         if isinstance(prompts, str) or not prompts:
@@ -118,7 +126,9 @@ class TextEncoder:
                 hidden, _ = self._by_encoder(0, told)
                 conditioning = Conditioning(hidden)
             else:
-                conditioning = self._two(told, self.default_size if size is None else size)
+                height, width = self.default_size if size is None else size
+                ids = time_ids or (height, width, 0, 0, height, width)
+                conditioning = self._two(told, ids)
         for name in ("hidden_states", "pooled"):
             value = getattr(conditioning, name)
             if value is not None and not torch.isfinite(value).all():
@@ -149,7 +159,7 @@ class TextEncoder:
             said = output.hidden_states[-2]
         return said.float().reshape(len(tokens), self.max_length, -1), output
 
-    def _two(self, told: Sequence[Sequence[Tokens]], size: Size) -> Conditioning:
+    def _two(self, told: Sequence[Sequence[Tokens]], time_ids: Sequence[int]) -> Conditioning:
         (one, _), (two, output) = (self._by_encoder(place, told) for place in (0, 1))
         hidden = torch.cat([one, two], dim=-1)  # [B, L, D]
         pooled = output.text_embeds.float()[:: self.tokenizers[1].chunks]  # [B, P]
@@ -158,5 +168,5 @@ class TextEncoder:
             hidden = torch.where(keep[:, None, None], hidden, 0)
             pooled = torch.where(keep[:, None], pooled, 0)
         # original size, crop from the top left, target size: Podell et al. 2023, arXiv:2307.01952
-        sizes = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=hidden.device)
+        sizes = torch.tensor([*time_ids], dtype=torch.float32, device=hidden.device)
         return Conditioning(hidden, pooled, sizes.repeat(len(told), 1))
