@@ -35,6 +35,7 @@ def compare(
     methods: Sequence[str] | None,
     num_inference_steps: int,
     guidance_scale: float | None,
+    negative_prompt: str,
     mask: Tensor | None,
     size: Size | None,
     policy: FitPolicy,
@@ -57,6 +58,7 @@ def compare(
             options=None,
             size=size,
             policy=policy,
+            negative_prompt=negative_prompt,
         )
 
     common = settings("ddim")
@@ -84,6 +86,7 @@ def compare(
         target=None if edit is None else edit.target,
         picture=picture,
         guidance_scale=common.guidance_scale,
+        negative_prompt=negative_prompt,
         num_inference_steps=num_inference_steps,
         fresh_noise=figures_of_fresh_noise(
             (1, autoencoder.channels, height, width), common.schedule.levels[-1]

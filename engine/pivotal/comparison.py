@@ -65,6 +65,7 @@ class Comparison:
     target: str | None
     picture: Fitted
     guidance_scale: float
+    negative_prompt: str
     num_inference_steps: int
     fresh_noise: NoiseFigures
     mask: Tensor | None
@@ -85,6 +86,7 @@ class Comparison:
             "prompt": self.prompt,
             "target": self.target,
             "guidance_scale": self.guidance_scale,
+            "negative_prompt": self.negative_prompt,
             "steps": self.num_inference_steps,
             "model": self.model,
             "device": self.device,

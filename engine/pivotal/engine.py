@@ -514,6 +514,7 @@ class Engine:
         methods: Sequence[str] | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
+        negative_prompt: str = "",
         mask: Tensor | None = None,
         size: Size | None = None,
         policy: FitPolicy = "fit",
@@ -526,8 +527,8 @@ class Engine:
         target: also edit to it; options are `Edit`'s fields, `blend="auto"` if nothing says where.
         methods: names; all if None. mask: bool [H, W] of the fitted picture, True where the edit is
         wanted: how much is kept is measured elsewhere, and the edit is not confined to it. A method
-        that can't invert this image gives its reason in place of figures. The first seconds hold
-        what a device takes to warm up.
+        that can't invert this image, or has no place for a negative prompt, gives its reason in
+        place of figures. The first seconds hold what a device takes to warm up.
         """
         return comparing.compare(
             self._runner,
@@ -537,6 +538,7 @@ class Engine:
             methods=methods,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             mask=mask,
             size=size,
             policy=policy,

@@ -102,6 +102,18 @@ def test_what_a_method_cant_is_its_reason_and_not_the_ends_of_the_others(engine,
         comparison_sheet(found)
 
 
+def test_a_negative_prompt_is_every_methods_that_has_a_place_for_one(engine, picture):
+    asked = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "a square"}
+    found = engine.compare(
+        picture, PROMPT, methods=["ddim", "negative-prompt"], size=(32, 32), **asked
+    )
+    ddim, other = found.methods
+    alone = engine.invert(picture, PROMPT, method="ddim", size=(32, 32), **asked)
+    assert ddim.reconstruction.psnr == pytest.approx(engine.reconstruct(alone).psnr, abs=0.1)
+    assert ddim.inversion.negative_prompt == found.record()["negative_prompt"] == "a square"
+    assert "means nothing to negative-prompt" in other.error
+
+
 def test_a_mask_judges_and_confines_nothing(engine, picture):
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[:, :16] = True

@@ -41,6 +41,7 @@ def compare(
     ] = None,
     steps: Steps = 50,
     guidance_scale: GuidanceScale = None,
+    negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
     mask: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +95,7 @@ def compare(
             methods=method,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             mask=allowed,
             size=fitted,
             policy=policy,  # type: ignore[arg-type]  # the engine names the accepted ones
