@@ -193,6 +193,10 @@ DAMAGES = {
         lambda r: edit_json(r / "scheduler/scheduler_config.json", beta_schedule="sigmoid"),
         "'sigmoid' is unknown",
     ),
+    "few steps": (
+        lambda r: edit_json(r / "scheduler/scheduler_config.json", _class_name="LCMScheduler"),
+        "has LCMScheduler, so it is distilled to few steps",
+    ),
     "a wrong width": (
         lambda r: edit_json(r / "unet/config.json", cross_attention_dim=48),
         "config asks for",

@@ -251,6 +251,10 @@ REFUSED = {
     "no middle": (without(UNET + "middle_block"), "as no Stable Diffusion model has"),
     "no output": (without(UNET + "output_blocks.0"), r"unet lacks .* up_blocks\.0"),
     "quantised": (setting(CONV_IN, 32, 4, 3, 3, dtype=torch.int8), "quantised"),
+    "an unknown layer": (
+        setting(UNET + "input_blocks.1.9.weight", 4),
+        r"unet is of a kind unknown to pivotal: 1 of its weights have no place .*blocks\.1\.9",
+    ),
     "a wrong shape": (setting(UNET + "out.0.weight", 7), r"out\.0\.weight has shape \[7\]"),
 }
 
@@ -280,6 +284,23 @@ def test_a_name_that_says_few_steps_is_a_warning(single_file, tmp_path, caplog):
     save_file(load_file(path), tmp_path / "a.safetensors", {"modelspec.title": "My Turbo"})
     single_file_module.open_single_file(tmp_path / "a.safetensors", FAMILIES["sd1"])
     assert "is called 'Turbo': a model distilled to few steps" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "few"),
+    [
+        ("sd_xl_turbo_1.0_fp16", True),
+        ("juggernautXL_v9Rdphoto2Lightning", True),
+        ("Hyper-SDXL-8steps", True),
+        ("LCM_Dreamshaper_v7", True),
+        ("sdxl_dmd2_4step", True),
+        ("hyperrealism_v3", False),
+        ("calcmix", False),
+        ("admdream", False),
+    ],
+)
+def test_only_whole_names_of_few_step_models_are_warned_of(name, few):
+    assert bool(single_file_module._FEW_STEPS.search(name)) == few
 
 
 def test_a_vocabulary_of_another_size_is_refused(single_file, tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from pivotal.errors import ModelError
@@ -147,6 +147,36 @@ def test_a_file_without_an_autoencoder_takes_another(
     images = torch.rand(1, 3, 32, 32)
     expected = load(sd_folder, family="sd1").autoencoder
     assert torch.equal(model.autoencoder.encode(images), expected.encode(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"latent_channels": 8}, "8 latent channels and 2 pixels a latent"),
+        ({"block_out_channels": (16, 16, 32)}, "4 latent channels and 4 pixels a latent"),
+    ],
+)
+def test_an_autoencoder_of_other_latents_is_refused(sd_folder, tmp_path, change, said):
+    own = json.loads((sd_folder / "vae" / "config.json").read_text())
+    config = {key: own[key] for key in ("layers_per_block", "norm_num_groups")}
+    config |= {"latent_channels": 4, "block_out_channels": (16, 32), **change}
+    levels = len(config["block_out_channels"])
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        **config,
+    ).save_pretrained(tmp_path / "vae")
+    with pytest.raises(ModelError, match=f"it has {said}, where the model has 4 and 2"):
+        load(sd_folder, family="sd1", vae=tmp_path)
+
+
+def test_a_tilde_is_the_home_folder(sd_folder, written, tmp_path, monkeypatch):
+    path = written(emb_params=vectors(2, 32))
+    shutil.copytree(sd_folder / "vae", tmp_path / "own")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = load(sd_folder, family="sd1", embedding=f"~/{path.name}:<toy>", vae="~/own")
+    assert model.additions == ["vae own", f"embedding {path.name}"]
+    assert model.text.tokens("a <toy>").find("<toy>") == (2, 3)
 
 
 def test_what_is_no_autoencoder_is_one_sentence(sd_folder, tmp_path):

@@ -25,6 +25,9 @@ NETWORKS = {
 OPTIONAL = ("text_encoder_2", "tokenizer_2")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
+_FEW_STEPS = ("LCMScheduler", "TCDScheduler")
+"""Schedulers of models distilled to few steps."""
+
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<before>\w+))?"
     r"(?:-\d{5}-of-(?P<shards>\d{5}))?(?:\.(?P<after>\w+))?\.safetensors"
@@ -69,6 +72,11 @@ def open_folder(root: Path, variant: str | None = None) -> ModelFolder:
         chosen = choose_weights(names, component, variant, str(root))
         weights[component] = tuple(root / component / name for name in chosen)
     configs["scheduler"] = read_json(_part(root, "scheduler") / "scheduler_config.json")
+    if (kind := configs["scheduler"].get("_class_name")) in _FEW_STEPS:
+        raise ModelError(
+            f"{root} has {kind}, so it is distilled to few steps; pivotal needs the model it was "
+            "distilled from (whose scheduler's config belongs here if only that was exchanged)"
+        )
     folder = ModelFolder(root, index, configs, weights)
     for tokenizer in folder.tokenizers:
         _part(root, tokenizer.name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pivotal.model.autoencoder import Autoencoder
 from pivotal.model.families import Family, family_named
 from pivotal.model.fingerprint import with_parts
 from pivotal.model.folder import ModelFolder
-from pivotal.model.located import Located, located
+from pivotal.model.located import Located, configs_of, located
 from pivotal.model.lora import LoraStack
 from pivotal.model.lora_file import Lora
 from pivotal.model.other_autoencoder import other_autoencoder
@@ -124,9 +125,9 @@ def load(
     name, found = located(source, variant, revision, local_files_only, known, prediction_type)
     if tokenizer is not None and not isinstance(found, SingleFile):
         raise ValueError(f"tokenizer={str(tokenizer)!r} means nothing for {name!r}; leave it out")
-    own = None if vae is None else _own_autoencoder(Path(vae), found, *place)
+    own = None if vae is None else _own_autoencoder(Path(os.path.expanduser(vae)), found, *place)
     if isinstance(found, SingleFile):
-        vocabulary = None if tokenizer is None else Path(tokenizer)
+        vocabulary = None if tokenizer is None else Path(os.path.expanduser(tokenizer))
         parts = single_file_parts(found, vocabulary, own and own[0], *place)
     elif isinstance(found, ModelFolder):
         parts = folder_parts(found, known, *place)
@@ -152,14 +153,31 @@ def _own_autoencoder(
     device: torch.device,
     precision: Precision,
 ) -> tuple[Any, str]:
-    """Another autoencoder, scaled as the model's own is where it does not say."""
-    if isinstance(found, ModelFolder):
-        factor = found.configs["vae"].get("scaling_factor", _OLD_SCALING)
-    else:
-        published = (found.family if isinstance(found, SingleFile) else found[0]).architecture
-        assert published is not None, "only families with one come in a file or at random"
-        factor = published.autoencoder["scaling_factor"]
-    return other_autoencoder(source.expanduser(), float(factor), device, precision)
+    """Another autoencoder, scaled as the model's own is where it does not say.
+
+    Raises ModelError for one whose latents are of another kind.
+    """
+    configs = configs_of(found)[1] if isinstance(found, tuple) else found.configs
+    config = configs.get("vae")
+    if config is None:  # of a file without one
+        assert isinstance(found, SingleFile)
+        assert found.family.architecture is not None
+        config = found.family.architecture.autoencoder
+    factor = float(config.get("scaling_factor", _OLD_SCALING))
+    made, told = other_autoencoder(source, factor, device, precision)
+    own, known = _latents_of(made.config), _latents_of(config)
+    if "vae" in configs and own != known:
+        raise ModelError(
+            f"{source} can't stand in for the model's autoencoder: it has {own[0]} latent channels "
+            f"and {own[1]} pixels a latent, where the model has {known[0]} and {known[1]}"
+        )
+    return made, told
+
+
+def _latents_of(autoencoder: Mapping[str, Any]) -> tuple[int, int]:
+    """Channels, and pixels along a side, of its config."""
+    levels = len(autoencoder.get("block_out_channels", (64,)))  # diffusers' default
+    return int(autoencoder.get("latent_channels", 4)), 2 ** (levels - 1)
 
 
 def _model(name: str, parts: Parts, device: torch.device, precision: Precision) -> Model:

@@ -35,7 +35,9 @@ logger = logging.getLogger(__name__)
 
 # `global_step` of the SD 2.x base model, which predicts eps, as diffusers knows
 _EPS_STEP = 875_000
-_FEW_STEPS = re.compile(r"turbo|lightning|hyper|lcm|(?:^|[^a-z])dmd", re.IGNORECASE)
+_FEW_STEPS = re.compile(
+    r"turbo|lightning|hyper[-_ ]?sd|(?<![a-z])(?:lcm|dmd2?)(?![a-z])", re.IGNORECASE
+)
 _EPS_SIDE = 64  # latents of that model; those that predict v are trained at the family's side
 _SPEC = {
     "epsilon": "epsilon",

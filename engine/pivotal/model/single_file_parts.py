@@ -94,7 +94,7 @@ def _parts(
     for name, (network, places) in networks.items():
         dtype = precision.autoencoder if name == "vae" else precision.networks
         found = _found(file.path, file.prefixes[name], places, network)
-        put(network, found, name, device=device, dtype=dtype)
+        put(network, found, name, device=device, dtype=dtype, whole=name == "unet")
     return Parts(
         file.family,
         unet,

@@ -8,6 +8,7 @@ takes them as one word's.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,10 @@ class Embedding:
         """From a path, or `FILE:token`."""
         if isinstance(told, Embedding):
             return told
-        path, _, token = str(told).rpartition(":")
-        if not path or "/" in token or "\\" in token or Path(told).exists():
-            return Embedding(Path(told))
+        place = os.path.expanduser(told)
+        path, _, token = place.rpartition(":")
+        if not path or "/" in token or "\\" in token or Path(place).exists():
+            return Embedding(Path(place))
         return Embedding(Path(path), token)
 
 

@@ -65,8 +65,12 @@ def put(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    whole: bool = False,
 ) -> None:
-    """As `fill`, from weights whose places are known."""
+    """As `fill`, from weights whose places are known.
+
+    whole: where one has no place the network is of another kind, and ModelError is raised.
+    """
     expected = network.state_dict()
     state: dict[str, Tensor] = {}
     unused: list[str] = []
@@ -82,6 +86,12 @@ def put(
             f"{component} lacks {len(missing)} of {len(expected)} weights, first {missing[0]}"
         )
     unused = [name for name in unused if not name.endswith("position_ids")]  # of older versions
+    if unused and whole:
+        named = ", ".join(sorted(unused)[:3])
+        raise ModelError(
+            f"{component} is of a kind unknown to pivotal: {len(unused)} of its weights have no "
+            f"place in a Stable Diffusion network, {named}{', ..' * (len(unused) > 3)}"
+        )
     if unused:
         logger.warning(
             "%s: %d weights have no place in the network and are not used, first %s",
