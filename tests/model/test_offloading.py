@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import pivotal
 from pivotal.inversion.registry import METHODS
 from pivotal.model.load import load
+from pivotal.model.lora_file import Lora
 from pivotal.model.offloading import Visiting, offload
 from pivotal.planning import Planner, rehearsed
 
@@ -62,6 +64,45 @@ def test_every_use_is_a_visit(model):
         model.autoencoder.decode(latents)
     assert text.sent == ["cpu", "cuda", "cpu"]
     assert pictures.sent == ["cpu", *["cuda", "cpu"] * 2]
+
+
+class Carried(Visiting):
+    """Into other memory at every move, as `Module.to` does, without another device."""
+
+    def _move(self, device):
+        for network in self._networks:
+            for parameter in network.parameters():
+                parameter.data = parameter.data.clone()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@torch.no_grad()
+def test_loras_go_on_and_off_networks_that_travel(sdxl_folder, tmp_path, device):
+    model, path = load(sdxl_folder, family="sdxl", device=device), tmp_path / "lora.safetensors"
+    tensors = {}
+    for stem in ("lora_te1", "lora_te2"):
+        name = f"{stem}_text_model_encoder_layers_0_self_attn_q_proj"
+        width = {"lora_te1": 32, "lora_te2": 48}[stem]
+        tensors |= {
+            f"{name}.lora_down.weight": torch.full((1, width), 0.3),
+            f"{name}.lora_up.weight": torch.full((width, 1), 0.2),
+        }
+    save_file(tensors, path)
+    before = [p.clone().cpu() for each in model.text.encoders for p in each.parameters()]
+    plain = model.text.encode(["a red cat"])
+    expected = load(sdxl_folder, family="sdxl", device=device, lora=path).text.encode(["a red cat"])
+    if device == "cpu":
+        model.text.visiting = Carried(model.text.encoders, model.device)
+    else:
+        offload(model)
+    for worn, wanted in (([Lora(path)], expected), ([], plain), ([Lora(path)], expected)):
+        model.loras.wear(worn)
+        for _ in range(2):
+            torch.testing.assert_close(model.text.encode(["a red cat"]).pooled, wanted.pooled)
+    assert not torch.allclose(plain.pooled, expected.pooled)
+    model.loras.wear([])
+    after = [p.cpu() for each in model.text.encoders for p in each.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_plans_leave_out_what_is_not_there(model):
