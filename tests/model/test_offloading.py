@@ -142,12 +142,15 @@ def test_on_a_cpu_it_is_refused(model):
 
 
 @pytest.mark.gpu
-def test_results_are_the_same_and_the_device_holds_the_unet_alone(sdxl_folder):
+@pytest.mark.parametrize("method", ["ddim", "null-text"])
+def test_results_are_the_same_and_the_device_holds_the_unet_alone(sdxl_folder, method):
     picture = np.full((32, 32, 3), 90, np.uint8)
     found = []
     for wanted in (False, True):
-        engine = pivotal.Engine.load(sdxl_folder, family="sdxl", device="cuda", offload=wanted)
-        inversion = engine.invert(picture, "the red cat", method="ddim", num_inference_steps=2)
+        engine = pivotal.Engine.load(
+            sdxl_folder, family="sdxl", device="cuda", offload=wanted, gradient_checkpointing=wanted
+        )
+        inversion = engine.invert(picture, "the red cat", method=method, num_inference_steps=2)
         found.append(engine.edit(inversion, "the red dog").latents)
     torch.testing.assert_close(*found)
     model = engine.model
