@@ -86,6 +86,15 @@ def test_without_corrections_it_is_guided_ddim_asked_at_the_source(
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize(("skip", "corrected"), [(0.0, [0, 1, 2]), (0.2, [1, 2]), (1.0, [])])
+def test_steps_after_the_skipped_ones_are_corrected_and_with_0_the_first_too(
+    calm, gentle, case, there, skip, corrected
+):
+    options = FiniteDifferenceOptions(refine_skip=skip, refine_iterations=1, tolerance=0.0)
+    errors = there(finite_difference, calm(), gentle(3), case(), options).diagnostics["errors"]
+    assert errors[0, :, 0].isfinite().nonzero().flatten().tolist() == corrected
+
+
 def test_the_grid_goes_from_0_to_999(gentle):
     levels = grid(gentle(STEPS)).levels
     assert [level.timestep for level in levels] == [0, 249.75, 499.5, 749.25, 999]
@@ -157,7 +166,7 @@ def test_corrections_bring_guided_round_trips_nearer(calm, gentle, case, there, 
         "exact": {"gradient": "exact", "refine_strength": 0.3},
     }.items():
         options = FiniteDifferenceOptions(
-            guidance_scale=2.0, refine_skip=0.0, **{"refine_iterations": 6} | given
+            guidance_scale=2.0, refine_skip=0.0, **{"refine_iterations": 4} | given
         )
         inverted = there(finite_difference, calm(), schedule, one, options)
         again = back(finite_difference, calm(), schedule, inverted, one, 2.0, options)

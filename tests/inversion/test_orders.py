@@ -48,7 +48,9 @@ def test_the_noise_converges_to_the_flows_at_the_steps_order(
     assert order(COUNTS, errors) == pytest.approx(ORDERS[name], abs=0.25)
 
 
+FROZEN = {"guidance_scale": 1.0, "gradient": "frozen", "refine_skip": 0.0, "tolerance": 0.0}
 VARIANTS = {
+    "frozen finite differences at every step": ("finite-difference", FROZEN),
     "fixed point, two evaluations": ("fixed-point", {"iterations": 2}),
     "Anderson": ("fixed-point", {"acceleration": "anderson"}),
     "ReNoise, one renoising": ("renoise", {"regularisation_steps": 0, "renoise_steps": 1}),
@@ -64,24 +66,25 @@ def test_the_implicit_methods_variants_converge_at_the_steps_order_too(
     method, levels, errors = METHODS[name], fine_levels(), []
     denoiser, case = gaussian(levels), (data[0], data[1], data[1])
     for steps in COUNTS:
-        schedule = levels.schedule(steps)
-        noise = there(method, denoiser, schedule, case, method.options_from(given)).noise
-        errors.append(rms(noise - denoiser.flow(data[0], schedule.levels[0], schedule.levels[-1])))
+        schedule, options = levels.schedule(steps), method.options_from(given)
+        noise = there(method, denoiser, schedule, case, options).noise
+        grid = method.grid(schedule, options)
+        errors.append(rms(noise - denoiser.flow(data[0], grid.levels[0], grid.levels[-1])))
     assert errors == sorted(errors, reverse=True)
     assert order(COUNTS, errors) == pytest.approx(1, abs=0.25)
 
 
-@pytest.mark.parametrize("name", ["fixed-point", "renoise", "newton-raphson"])
+@pytest.mark.parametrize("name", ["fixed-point", "renoise", "newton-raphson", "finite-difference"])
 def test_the_round_trip_of_the_implicit_methods_is_better_than_ddims_at_every_count(
     gaussian, data, fine_levels, there, back, rms, name
 ):
     """They undo the sampler's step itself, so what is left is what was not iterated."""
-    levels = fine_levels()
+    levels, given = fine_levels(), {**MORE, "finite-difference": FROZEN}
     denoiser, case = gaussian(levels), (data[0], data[1], data[1])
     for steps in COUNTS[:2]:
         schedule, errors = levels.schedule(steps), {}
         for method in (METHODS["ddim"], METHODS[name]):
-            options = method.options_from(MORE.get(method.name, {}))
+            options = method.options_from(given.get(method.name, {}))
             inverted = there(method, denoiser, schedule, case, options)
             again = back(method, denoiser, schedule, inverted, case, 1.0, options)
             errors[method.name] = rms(again - data[0])
