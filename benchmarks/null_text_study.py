@@ -62,6 +62,7 @@ def trials() -> list[Trial]:
         given = {"iterations": 6, "enough": enough}
         label = f"residual, until {enough:g}, at most 6"
         found.append(Trial(label, search, GUIDANCE, given))
+    found.append(Trial("conjugate, 2, again from 0.5", search, GUIDANCE, {"again_from": 0.5}))
     for probe in (0.02, 0.2):
         found.append(Trial(f"probe {probe:g}, 2", search, GUIDANCE, {"probe": probe}))
     found.append(Trial("Adam, at most 4", "null-text", GUIDANCE, {"inner_steps": 4}))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from methods.measuring import means
+from pivotal.inversion.registry import METHODS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "cpu" / "methods.jsonl"
 _KEY = (
@@ -21,12 +23,28 @@ _COSTS = ("rows_invert", "rows_backward", "rows_replay", "seconds_invert", "seco
 
 def key_of(row: dict[str, Any]) -> str:
     """Names a trial, its scenes and edits, and the weights."""
-    return json.dumps([row[name] for name in _KEY], sort_keys=True)
+    return _name(_KEY, row)
 
 
 def trial_of(row: dict[str, Any]) -> str:
     """Names a trial with its options, its edits, and the weights, whatever the scenes."""
-    return json.dumps([row.get(name) for name in _TRIAL], sort_keys=True)
+    return _name(_TRIAL, row)
+
+
+def _name(fields: Sequence[str], row: dict[str, Any]) -> str:
+    """Options at their defaults say nothing: a row is its trial's still when a method gets another
+    option, which leaves it as it was.
+    """
+    named = {name: row.get(name) for name in fields}
+    options, method = row.get("options"), METHODS.get(row.get("method", ""))
+    if options and method is not None:
+        defaults = asdict(method.options())
+        named["options"] = {
+            name: value
+            for name, value in options.items()
+            if name not in defaults or value != defaults[name]
+        }
+    return json.dumps(list(named.values()), sort_keys=True)
 
 
 def rows_of(path: Path, fingerprint: str | None = None) -> list[dict[str, Any]]:

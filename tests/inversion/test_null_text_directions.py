@@ -273,6 +273,7 @@ def test_the_span_of_what_does_not_move_is_left_alone():
         ({"direction": "newton"}, "direction='newton' is unknown; accepted are gradient, conj"),
         ({"enough": -1.0}, "enough=-1.0; 0 or more"),
         ({"longest": 0.0}, "longest=0.0; it must be above 0"),
+        ({"again_from": 1.5}, "again_from=1.5; 0 to 1"),
     ],
 )
 def test_impossible_options_are_refused(options, sentence):

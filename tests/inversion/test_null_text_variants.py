@@ -142,6 +142,29 @@ def test_the_cost_is_what_the_docstring_says(calm, gentle, case, there):
     assert denoiser.rows_backward == 2 * STEPS * 2
 
 
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [(null_text_line_search, LineSearchOptions), (null_text_parallel, ParallelOptions)],
+)
+def test_timesteps_are_searched_once_until_they_are_searched_again(
+    calm, gentle, case, there, module, kind
+):
+    def inverted(**more):
+        options = kind(guidance_scale=SCALE, **{"iterations": 2, **SHORT, **more})
+        found = there(module, calm(), gentle(STEPS), case(2), options)
+        return found.diagnostics["losses"], found.stored["null_embeddings"]
+
+    late, one, two = inverted(again_from=0.5), inverted(iterations=1), inverted()
+    searched = (~late[0].isnan()).sum(dim=2)  # [image, step], of 3 steps
+    assert searched.tolist() == [[1, 1, 2]] * 2
+    torch.testing.assert_close(late[1][:, :2], one[1][:, :2])
+    if kind is ParallelOptions:  # each timestep on its own
+        torch.testing.assert_close(late[1][:, 2], two[1][:, 2])
+    assert (late[1][:, 2] - one[1][:, 2]).abs().max() > 1e-6
+    once = inverted(again_from=1.0)
+    torch.testing.assert_close(once[1], one[1])
+
+
 def test_all_timesteps_are_fitted_in_as_many_batches_as_one(
     calm, recording, gentle, case, there, back
 ):

@@ -28,7 +28,9 @@ from .null_text_fit import Fitted, Residual, along_pivots
 class LineSearchOptions:
     """guidance_scale: the guidance the embeddings are fitted for. iterations: the most searches
     each timestep. enough: mean square of latents; a row whose last step is to leave less searches
-    no further at that timestep, so the residual left chooses how often.
+    no further at that timestep, so the residual left chooses how often. again_from: of the steps,
+    as a share; timesteps before it are searched once, for what they leave over the fits after them
+    take up.
 
     direction: the gradient's; "conjugate" ones; "lbfgs"; or the best in the "subspace" of all that
     was probed at this timestep, Gauss-Newton's step in it. They differ from the second search on.
@@ -42,6 +44,7 @@ class LineSearchOptions:
     probe: float = 0.05
     longest: float = 1.0
     enough: float = 0.0
+    again_from: float = 0.0
 
     def __post_init__(self) -> None:
         require_within("iterations", self.iterations, 0)
@@ -49,6 +52,11 @@ class LineSearchOptions:
         require_above("probe", self.probe, 0)
         require_above("longest", self.longest, 0)
         require_within("enough", self.enough, 0)
+        require_within("again_from", self.again_from, 0, 1)
+
+    def searches(self, step: int, steps: int) -> int:
+        """The most of a timestep's; step 0 is the noisiest."""
+        return self.iterations if step >= self.again_from * steps else min(self.iterations, 1)
 
 
 def invert(
@@ -66,7 +74,8 @@ def invert(
     """
 
     def by_search(residual: Residual, null: Conditioning, step: int) -> Algorithm[Fitted]:
-        return search_rows(residual, null, options)
+        most = torch.full((residual.rows,), options.searches(step, schedule.steps))
+        return search_rows(residual, null, options, most.to(residual.latents.device))
 
     return (
         yield from along_pivots(
@@ -77,9 +86,13 @@ def invert(
 
 
 def search_rows(
-    residual: Residual, null: Conditioning, options: LineSearchOptions
+    residual: Residual,
+    null: Conditioning,
+    options: LineSearchOptions,
+    most: Tensor | None = None,
 ) -> Algorithm[Fitted]:
-    """Minimise a residual's mean square over the embedding, for rows at any timesteps.
+    """Minimise a residual's mean square over the embedding, for rows at any timesteps, by at most
+    so many searches each, int64 [B]: the options' if None.
 
     Each search takes a direction `d` of unit root mean square, measures how the residual `r` moves
     against it, `m = slope (eps_u(null - h d) - eps_u(null)) / h`, and goes to the minimum of
@@ -128,6 +141,8 @@ def search_rows(
         embedding = embedding.index_copy(0, active, moved)
 
         wanted = (left + gone).square().mean(dim=1) >= options.enough
+        if most is not None:
+            wanted &= iteration + 1 < most[active]
         going_on = torch.where(better, searched & wanted, known).nonzero().flatten()
         active, past = active[going_on], past.select(going_on)
         if len(active) == 0:

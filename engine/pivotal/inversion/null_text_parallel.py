@@ -7,6 +7,7 @@ that were fitted at the right point. Line searches as in `null_text_line_search`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ def invert(
         ddim_coefficients(high, low) if high.alpha_bar > 0 else (0.0, 0.0) for high, low in pairs
     ]
 
-    def each(values: list[float], dtype: torch.dtype) -> Tensor:
+    def each(values: Sequence[float], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=latents.device).repeat(images)
 
     timesteps = each([high.timestep for high, _ in pairs], torch.float32)
@@ -78,7 +79,10 @@ def invert(
             slopes[fitted],
             a * at[fitted] + b * w * cond.eps - wanted[fitted],
         )
-        found = yield from search_rows(residual, nulls.select(fitted), options)
+        most = [options.searches(step, steps) for step, _, _ in schedule.descending()]
+        found = yield from search_rows(
+            residual, nulls.select(fitted), options, each(most, torch.int64)[fitted]
+        )
         embedding = embedding.index_copy(0, fitted, found.null.hidden_states)
         losses[fitted] = found.losses
     return Inverted(
