@@ -19,6 +19,7 @@ from pivotal.sampling.ddim import sample
 from pivotal.schedule import Schedule
 
 from .base import Inverted
+from .loss_reading import LossReading
 from .null_text_fit import Fitted, Residual, along_pivots
 
 
@@ -93,6 +94,7 @@ def fit(
     for inner in range(options.inner_steps):
         here = replace(null, hidden_states=embedding, pooled=pooled).select(active)
         answer = yield from residual.select(active).gradient(here)
+        reading = LossReading(answer.loss)
         if pooled is not None and of_pooled is not None:
             other = yield from residual.select(active).gradient(here, "pooled")
             vector, of_pooled = adam_step(pooled[active], other.gradient, of_pooled, learning_rate)
@@ -100,11 +102,12 @@ def fit(
         moved, state = adam_step(embedding[active], answer.gradient, state, learning_rate)
         embedding = embedding.index_copy(0, active, moved)
         losses[active, inner] = answer.loss.to(losses.dtype)
-        going_on = (answer.loss >= enough).nonzero().flatten()
-        active, state = active[going_on], state.select(going_on)
-        of_pooled = None if of_pooled is None else of_pooled.select(going_on)
-        if len(active) == 0:
+        going_on = (reading.values() >= enough).nonzero().flatten().to(active.device)
+        if len(going_on) == 0:
             break
+        if len(going_on) < len(active):
+            active, state = active[going_on], state.select(going_on)
+            of_pooled = None if of_pooled is None else of_pooled.select(going_on)
     return Fitted(replace(null, hidden_states=embedding, pooled=pooled), losses)
 
 
