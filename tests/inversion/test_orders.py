@@ -11,7 +11,7 @@ import torch
 
 from pivotal.inversion.registry import METHODS
 
-COUNTS = (50, 100, 200)
+COUNTS = (25, 50, 100)
 ORDERS = {  # of the step up; Heun's has two evaluations
     "ddim": 1, "null-text": 1, "null-text-line-search": 1, "null-text-parallel": 1,
     "negative-prompt": 1, "direct": 1, "k-euler": 2,
