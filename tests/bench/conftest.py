@@ -8,7 +8,8 @@ import torch
 
 from pivotal.bench import timing
 from pivotal.bench.cases import Case, Prepared
-from pivotal.bench.measuring import Effort, measure
+from pivotal.bench.measuring import measure
+from pivotal.bench.rounds import Effort
 
 CPU = torch.device("cpu")
 

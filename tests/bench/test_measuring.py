@@ -3,7 +3,8 @@ import torch
 
 from pivotal.bench.cases import Case, Prepared
 from pivotal.bench.errors import WrongResultError
-from pivotal.bench.measuring import Effort, measure
+from pivotal.bench.measuring import measure
+from pivotal.bench.rounds import Effort
 from pivotal.bench.rows import append, read
 
 CPU = torch.device("cpu")
@@ -39,6 +40,26 @@ def test_what_fails_its_check_or_cannot_be_prepared_is_a_row_and_is_not_timed(sl
     assert rows["absent"]["reason"] == "a CUDA device is needed"
     assert all("samples" not in rows[name] for name in ("wrong", "broken", "absent"))
     assert rows["right"]["status"] == "timed"
+
+
+def test_a_case_that_fails_among_its_rounds_is_a_row_and_the_others_of_its_group_go_on(
+    sleeping, rows_of
+):
+    calls = []
+
+    def run():
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+
+    prepared = Prepared(run, lambda r: {}, counted=False)
+    cases = [Case("suite", "fragile", lambda: prepared), sleeping("sturdy", 1.0)]
+    fragile, sturdy = rows_of(cases, rounds=5)
+    assert (fragile["status"], fragile["error"]) == ("failed", "RuntimeError: out of memory")
+    assert "samples" not in fragile
+    assert len(calls) == 3
+    assert sturdy["status"] == "timed"
+    assert len(sturdy["samples"]) >= 3
 
 
 def test_the_first_call_and_compiling_are_told_apart_from_the_rest(rows_of, clock):

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from pivotal.bench.limits import count
-from pivotal.bench.profiling import OUTSIDE, Window, part_of, parts, profile_run
+from pivotal.bench.parts import OUTSIDE, part_of, parts
+from pivotal.bench.profiling import profile_run
+from pivotal.bench.window import Window
 from pivotal.cli import main
 from pivotal.query import Denoise, Progress
 

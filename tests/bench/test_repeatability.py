@@ -5,7 +5,8 @@ import torch
 
 from pivotal.bench.compare import compare
 from pivotal.bench.intervals import Interval
-from pivotal.bench.measuring import Effort, measure
+from pivotal.bench.measuring import measure
+from pivotal.bench.rounds import Effort
 from pivotal.bench.suites.plan import Plan
 from pivotal.bench.suites.registry import cases_of
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pivotal.bench.measuring import Effort, measure
+from pivotal.bench.measuring import measure
+from pivotal.bench.rounds import Effort
 from pivotal.bench.suites import calls, concurrency, unet
 from pivotal.bench.suites.plan import Plan
 from pivotal.bench.tables import cells

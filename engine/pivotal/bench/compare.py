@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pivotal.bench.errors import ResultsError
 from pivotal.bench.intervals import FEWEST, Interval, ratio_interval
-from pivotal.bench.measuring import PRODUCT
+from pivotal.bench.rounds import PRODUCT
 from pivotal.bench.rows import Row, latest
 
 Verdict = Literal[

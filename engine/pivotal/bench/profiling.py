@@ -7,22 +7,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.hooks import RemovableHandle
+from torch.profiler import ProfilerActivity, profile
 
 from pivotal.bench.limits import Ceilings, Counted, Counting, kind_of
+from pivotal.bench.parts import OUTSIDE, RANGE, ranges
 from pivotal.bench.timing import Stopwatch, large_copy, large_product
-from pivotal.query import Progress
-
-_PART = "part "  # how the ranges of our own are told from the operations
-OUTSIDE = "outside the network"
 
 
 @dataclass(frozen=True)
@@ -59,64 +55,6 @@ class Profile:
     kernels: list[Kernel]
     seconds: float
     ceilings: Ceilings
-
-
-def part_of(name: str) -> str:
-    """A module's path as a part: `mid_block.attentions` of `mid_block.attentions.0`."""
-    words = name.split(".")
-    if words[-1].isdigit():
-        words.pop()
-    return ".".join(words)
-
-
-def parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The network's parts by name: its children, and blocks' children in lists, one level down."""
-    for name, child in network.named_children():
-        blocks = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
-        for index, block in blocks:
-            path = f"{name}.{index}" if index else name
-            lists = [
-                (f"{path}.{kind}.{place}", module)
-                for kind, inner in block.named_children()
-                if isinstance(inner, nn.ModuleList)
-                for place, module in inner.named_children()
-            ]
-            yield from lists or [(path, block)]
-
-
-@contextmanager
-def ranges(network: nn.Module) -> Iterator[list[str]]:
-    """Name every part in the trace while it runs forward; on a GPU as NVTX ranges too.
-
-    Gives the parts that run at the moment, the innermost last.
-    """
-    current = [OUTSIDE]
-    nvtx, open_ranges = torch.cuda.is_available(), []
-    handles: list[RemovableHandle] = []
-
-    def enter(name: str) -> Callable[..., None]:
-        def begin(*_: Any) -> None:
-            stack = ExitStack()
-            stack.callback(current.pop)
-            current.append(name)
-            stack.enter_context(record_function(_PART + name))
-            if nvtx:
-                stack.enter_context(torch.cuda.nvtx.range(name))
-            open_ranges.append(stack)
-
-        return begin
-
-    def leave(*_: Any) -> None:
-        open_ranges.pop().close()
-
-    for name, module in parts(network):
-        handles.append(module.register_forward_pre_hook(enter(part_of(name))))
-        handles.append(module.register_forward_hook(leave))
-    try:
-        yield current
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 Windowed = Callable[[AbstractContextManager[Any]], object]
@@ -185,42 +123,6 @@ class _Clock:
         self.seconds = self._now() - self._start
 
 
-class Window:
-    """A listener that enters a context before step `first` of a phase and leaves it after `last`.
-
-    Steps count from 0, the first that the phase runs.
-    """
-
-    def __init__(
-        self, phase: str, first: int, last: int, inside: AbstractContextManager[Any]
-    ) -> None:
-        self._phase, self._first, self._last, self._inside = phase, first, last, inside
-        self.entered = self.left = False
-
-    def __call__(self, notice: Progress) -> None:
-        if notice.phase != self._phase:
-            return
-        if not self.entered and notice.step >= self._first:
-            self._inside.__enter__()
-            self.entered = True
-        elif self.entered and not self.left and notice.step > self._last:
-            self._inside.__exit__(None, None, None)
-            self.left = True
-
-    def close(self) -> None:
-        """Where the work ended before the last step's notice. Raises ValueError for steps that
-        never came.
-        """
-        if not self.entered:
-            raise ValueError(
-                f"steps {self._first} to {self._last} of phase {self._phase!r} never came; name "
-                "earlier steps or another phase"
-            )
-        if not self.left:
-            self._inside.__exit__(None, None, None)
-            self.left = True
-
-
 def _ceilings(stopwatch: Stopwatch, dtype: torch.dtype) -> Ceilings:
     product, flops = large_product(stopwatch.device, dtype)
     copy, moved = large_copy(stopwatch.device)
@@ -268,7 +170,7 @@ def _kernels(
 def _part_around(event: Any) -> str:
     parent = event.cpu_parent
     while parent is not None:
-        if parent.name.startswith(_PART):
-            return str(parent.name.removeprefix(_PART))
+        if parent.name.startswith(RANGE):
+            return str(parent.name.removeprefix(RANGE))
         parent = parent.cpu_parent
     return OUTSIDE

@@ -86,7 +86,8 @@ def bench(
     quiet_profiler()
     import torch
 
-    from pivotal.bench.measuring import Effort, measure
+    from pivotal.bench.measuring import measure
+    from pivotal.bench.rounds import Effort
     from pivotal.bench.rows import append, timed_keys
     from pivotal.bench.suites.plan import Plan
     from pivotal.bench.suites.registry import cases_of

@@ -56,7 +56,8 @@ def profile(
     Example: `pivotal profile --steps 2 -o trace.json.gz`
     """
     quiet_profiler()
-    from pivotal.bench.profiling import Window, profile_run
+    from pivotal.bench.profiling import profile_run
+    from pivotal.bench.window import Window
 
     end = first if last is None else last
     if phase not in PHASES:
