@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .control import NoEdit
 from .driver import Job
-from .images import Pixels, from_tensor
+from .images import Fitted, Pixels, from_tensor
 from .negative_prompts import require_negative
 from .results import Generated, Images, OutputType, as_output, check_output_type
 from .running import Clock, Runner, Watch, require_finite
@@ -34,8 +34,12 @@ def generate(
     output_type: OutputType,
     watch: Watch,
     max_rows: int | None = None,
+    picture: Fitted | None = None,
 ) -> Generated:
-    """Sample B prompts from noise [B, C, h, w] float32 at the schedule's noisiest level."""
+    """Sample B prompts from noise [B, C, h, w] float32 at the schedule's noisiest level.
+
+    picture: that the noise was inverted from.
+    """
     clock = Clock()
     check_output_type(output_type)
     scale = runner.checked_scale(guidance_scale)
@@ -45,8 +49,8 @@ def generate(
     algorithm = sampling.algorithm(
         schedule,
         noise.to(runner.model.device),
-        encoded(runner, prompts, size),
-        encoded(runner, [negative_prompt] * len(prompts), size),
+        encoded(runner, prompts, picture or size),
+        encoded(runner, [negative_prompt] * len(prompts), picture or size),
         scale,
         watch.over(NoEdit(), schedule),
         draw,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .control import Control
 from .driver import require
+from .images import Fitted
 from .inversion.checks import LARGEST_SEED, require_within
 from .query import Algorithm, Conditioning, Denoise, LossGradient
 from .running import Runner
@@ -132,18 +133,20 @@ def texts_of(prompts: Sequence[Prompt]) -> list[str | None]:
     return [each if isinstance(each, str) else None for each in prompts]
 
 
-def encoded(runner: Runner, prompts: Sequence[Prompt], size: tuple[int, int]) -> Conditioning:
-    """Conditioning of B prompts for pictures of `size`.
+def encoded(
+    runner: Runner, prompts: Sequence[Prompt], shown: tuple[int, int] | Fitted
+) -> Conditioning:
+    """Conditioning of B prompts for a picture, or for any of a size.
 
     Raises ValueError for embeddings of another shape than the model's own, or of several rows.
     """
     texts = [each for each in prompts if isinstance(each, str)]
     if len(texts) == len(prompts):
-        return runner.encode(texts, size)
-    own = runner.encode([""], size)
+        return runner.encode(texts, shown)
+    own = runner.encode([""], shown)
     rows = []
     for each in prompts:
-        row = runner.encode([each], size) if isinstance(each, str) else each
+        row = runner.encode([each], shown) if isinstance(each, str) else each
         if row.rows != 1 or row.kind() != own.kind():
             raise ValueError(
                 f"a prompt's embeddings are {list(row.hidden_states.shape)} "

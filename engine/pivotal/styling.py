@@ -37,9 +37,9 @@ def style(
     Nothing else that a method stores is used: its embeddings and offsets lead back to the source.
     """
     require_fitting(runner, inversion)
-    source = encoded(runner, [inversion.prompt], inversion.picture.size)
+    source = encoded(runner, [inversion.prompt], inversion.picture)
     blends: list[Prompt] = [
-        interpolate(source, encoded(runner, [each], inversion.picture.size), amount, path=path)
+        interpolate(source, encoded(runner, [each], inversion.picture), amount, path=path)
         for each in targets
     ]
     start, schedule = starting_point(runner, inversion)
@@ -58,6 +58,7 @@ def style(
         sampling=sampling,
         output_type=output_type,
         watch=watch,
+        picture=inversion.picture,
     )
 
 

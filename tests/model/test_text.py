@@ -88,6 +88,7 @@ def test_every_question_knows_where_its_picture_was_cut_out(sdxl, policy, ids):
         pixels, "a red cat", method="ddim", num_inference_steps=2, policy=policy
     )
     engine.edit(inversion, "a red dog")
+    engine.style(inversion, "a red dog", amount=0.5)
     assert noting.seen
     assert all(each == ids for each in noting.seen)
 
