@@ -225,6 +225,11 @@ def test_weights_without_a_place_are_named_in_a_warning(sd_copy, caplog):
     )
 
 
+def test_a_folder_that_is_called_as_few_step_models_are_is_a_warning(sd_copy, caplog):
+    load(sd_copy.rename(sd_copy.with_name("tiny-sd-turbo")), family="sd1")
+    assert "is called 'turbo': a model distilled to few steps" in caplog.text
+
+
 def test_an_unknown_family_says_how_to_name_one(sd_folder):
     with pytest.raises(ModelError, match=r"cross_attention_dim=32.*family="):
         load(sd_folder)

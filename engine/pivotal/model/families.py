@@ -4,12 +4,16 @@ defaults, and the published architectures for `random:<family>`.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from pivotal.errors import ModelError
+
+logger = logging.getLogger(__name__)
 
 Config = Mapping[str, Any]
 
@@ -171,6 +175,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     }
 )
 
+_FEW_STEPS = re.compile(
+    r"turbo|lightning|hyper[-_ ]?sd|(?<![a-z])(?:lcm|dmd2?)(?![a-z])", re.IGNORECASE
+)
 _SPECIAL_INPUTS = {9: "an inpainting model", 8: "an InstructPix2Pix model", 5: "a depth model"}
 
 
@@ -206,6 +213,17 @@ def family_of(unet_config: Config, family: Family | None = None) -> Family:
         f"no known family has cross_attention_dim={width!r}{' with time ids' * time_ids}; known "
         f"are {', '.join(FAMILIES)} (for a model of your own, say family=)"
     )
+
+
+def warn_if_few_steps(where: str, called: str) -> None:
+    """Log a warning where a model is called as those are that were distilled to few steps."""
+    if match := _FEW_STEPS.search(called):
+        logger.warning(
+            "%s is called %r: a model distilled to few steps looks like its parent in every name "
+            "and shape, but its noise levels can't be inverted; use the model it was made from",
+            where,
+            match[0],
+        )
 
 
 def _refuse_special(config: Config) -> None:

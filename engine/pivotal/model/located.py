@@ -9,7 +9,14 @@ from importlib import resources
 from pathlib import Path
 
 from pivotal.errors import ModelError
-from pivotal.model.families import FAMILIES, Config, Family, family_named, family_of
+from pivotal.model.families import (
+    FAMILIES,
+    Config,
+    Family,
+    family_named,
+    family_of,
+    warn_if_few_steps,
+)
 from pivotal.model.folder import PICKLES, ModelFolder, open_folder
 from pivotal.model.hub import fetch
 from pivotal.model.networks import empty_unet
@@ -99,6 +106,7 @@ def located(
     else:
         root = fetch(name, revision=revision, variant=variant, local_files_only=local_files_only)
     folder = open_folder(root, variant)
+    warn_if_few_steps(name, Path(name).name)
     if prediction_type is not None:
         scheduler = {**folder.configs["scheduler"], "prediction_type": prediction_type}
         folder = replace(folder, configs={**folder.configs, "scheduler": scheduler})

@@ -67,8 +67,8 @@ class LoraStack:
                 key: self._originals.get(key) or (parameter, parameter.clone())
                 for key, (parameter, _) in changes.items()
             }
-            self._worn, self._originals = (), {**self._originals, **originals}
             try:
+                self._originals = {**self._originals, **originals}
                 for key, (parameter, original) in self._originals.items():
                     if key not in changes:
                         parameter.copy_(original)
@@ -78,13 +78,13 @@ class LoraStack:
                         change += scale * layer.change(tuple(parameter.shape))
                     original = originals[key][1]
                     parameter.copy_(original.float() + change.to(original.device))
+                self._originals = originals
+                self._worn = tuple((lora, f.digest) for lora, f in zip(loras, files, strict=True))
             except BaseException:
                 for parameter, original in self._originals.values():
                     parameter.copy_(original)
-                self._originals = {}
+                self._originals, self._worn = {}, ()
                 raise
-        self._originals = originals
-        self._worn = tuple((lora, file.digest) for lora, file in zip(loras, files, strict=True))
         if loras:
             logger.info("%d weights wear %s", len(changes), ", ".join(map(str, loras)))
 

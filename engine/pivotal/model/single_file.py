@@ -8,14 +8,19 @@ shapes; the vocabulary is every CLIP's, which no such file holds.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pivotal.errors import ModelError
-from pivotal.model.families import Architecture, Config, Family, family_of
+from pivotal.model.families import (
+    Architecture,
+    Config,
+    Family,
+    family_of,
+    warn_if_few_steps,
+)
 from pivotal.model.safetensors_header import Header, read_header
 from pivotal.model.single_file_config import (
     AUTOENCODERS,
@@ -35,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 # `global_step` of the SD 2.x base model, which predicts eps, as diffusers knows
 _EPS_STEP = 875_000
-_FEW_STEPS = re.compile(
-    r"turbo|lightning|hyper[-_ ]?sd|(?<![a-z])(?:lcm|dmd2?)(?![a-z])", re.IGNORECASE
-)
 _EPS_SIDE = 64  # latents of that model; those that predict v are trained at the family's side
 _SPEC = {
     "epsilon": "epsilon",
@@ -68,14 +70,7 @@ def open_single_file(
     """
     header = read_header(path)
     require_model(header.shapes, str(path))
-    title = header.metadata.get("modelspec.title", "")
-    if match := _FEW_STEPS.search(f"{path.stem} {title}"):
-        logger.warning(
-            "%s is called %r: a model distilled to few steps looks like its parent in every name "
-            "and shape, but its noise levels can't be inverted; use the model it was made from",
-            path,
-            match[0],
-        )
+    warn_if_few_steps(str(path), f"{path.stem} {header.metadata.get('modelspec.title', '')}")
     try:
         unet = unet_config(under(header.shapes, UNET))
         family = family_of(unet, family)
