@@ -203,15 +203,25 @@ def test_gradients_are_the_references(generator):
     torch.testing.assert_close(gradients("triton"), gradients("reference"), rtol=1e-10, atol=1e-10)
 
 
-def test_the_operators_are_registered_as_torch_asks(generator):
+@pytest.mark.parametrize(
+    "checks",
+    [
+        ("test_schema", "test_autograd_registration", "test_faketensor"),
+        pytest.param("test_aot_dispatch_dynamic", marks=pytest.mark.slow),
+    ],
+)
+def test_the_operators_are_registered_as_torch_asks(generator, checks):
+    def check(op, arguments):
+        torch.library.opcheck(op, arguments, test_utils=checks)
+
     predicted = predicted_inputs(generator, rows=2).strided()
-    torch.library.opcheck(noise_residual_op, residual_arguments(predicted, "epsilon"))
+    check(noise_residual_op, residual_arguments(predicted, "epsilon"))
     predicted.prediction.requires_grad_()
     asked = (predicted.prediction, predicted.latents, predicted.alpha_bar)
-    torch.library.opcheck(eps_and_x0_op, (*asked, "sample"))
+    check(eps_and_x0_op, (*asked, "sample"))
     inputs = step_inputs(generator, rows=2).strided()
     inputs.eps.requires_grad_()
-    torch.library.opcheck(guided_step_op, list(inputs.arguments().values()))
+    check(guided_step_op, list(inputs.arguments().values()))
 
 
 @pytest.mark.slow
