@@ -7,7 +7,7 @@ import torch
 import pivotal
 
 PROMPT = "a red circle on a gray background"
-TARGETS = [f"a {colour} circle on a gray background" for colour in ("blue", "green", "black")]
+TARGETS = [f"a {colour} circle on a gray background" for colour in ("blue", "green")]
 QUICK = {"method": "null-text", "num_inference_steps": 2, "options": {"inner_steps": 2}}
 
 
@@ -26,8 +26,8 @@ def stored(inversion):
 
 
 def test_in_the_mode_a_batch_of_inversions_is_its_items_bit_for_bit(exact, picture):
-    images = frames(picture)
-    prompts = [PROMPT, TARGETS[0], PROMPT]
+    images = frames(picture, 2)
+    prompts = [PROMPT, TARGETS[0]]
     together = exact.invert_many(images, prompts, **QUICK)
     for image, prompt, inversion in zip(images, prompts, together, strict=True):
         alone = stored(exact.invert(image, prompt, **QUICK))
@@ -35,7 +35,8 @@ def test_in_the_mode_a_batch_of_inversions_is_its_items_bit_for_bit(exact, pictu
     assert together[0].report["precision"]["batch_invariant"]
 
 
-def test_in_the_mode_edits_are_the_same_in_any_company_bit_for_bit(exact, inversion):
+def test_in_the_mode_edits_are_the_same_in_any_company_bit_for_bit(exact, picture):
+    inversion = exact.invert(picture, PROMPT, method="ddim", num_inference_steps=2)
     edited = exact.edit_many(inversion, TARGETS, blend="auto")
     for index, target in enumerate(TARGETS):
         alone = exact.edit(inversion, target, blend="auto")
