@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import inverting, replaying
+from . import applying, inverting, replaying
 from .comparison import ComparedMethod, Comparison
 from .control import NoEdit
 from .driver import Listener
@@ -23,7 +23,8 @@ from .noise_figures import figures_of_fresh_noise, noise_figures
 from .quality import latents_psnr
 from .query import Progress
 from .results import Edited
-from .running import Clock, Runner, Watch
+from .running import Clock, Runner
+from .watching import Watch
 
 
 def compare(
@@ -124,7 +125,8 @@ def _checked_edit(
         )
     if isinstance(target, str) and mask is None:
         options = {"blend": "auto", **options}
-    (edit,) = replaying.as_edits([target], options)
+    (edit,) = applying.as_edits([target], options)
+    applying.require_masks_of_size([edit], picture.size)
     tokens = runner.model.text.tokens
     schedule = runner.model.levels.schedule(steps)
     explain(tokens(prompt), tokens(edit.target), edit, schedule, runner.layers)
@@ -151,7 +153,7 @@ def _compared(
     back = replaying.reconstruction(runner, inversion, job, scale, clock, overflows)
     edited = None
     if edit is not None:
-        edited = replaying.edit_many(runner, inversion, [edit], None, watch, {})
+        edited = applying.edit_many(runner, inversion, [edit], None, watch, {})
     return ComparedMethod(
         method=method.name,
         inversion=inversion,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pivotal_kernels.routed_attention import Impl
 
-from . import comparing, generating, inverting, replaying, styling
+from . import applying, comparing, generating, inverting, replaying, styling
 from .cache import InversionCache
 from .cancellation import Cancellation
 from .comparison import Comparison
@@ -32,7 +32,7 @@ from .model.offloading import offload as move_out
 from .planning import Planner
 from .query import Conditioning
 from .results import Edited, Generated, Images, OutputType, Reconstruction, as_output
-from .running import Runner, Watch
+from .running import Runner
 from .runtime.compiled_unet import CompileOptions, compile_options
 from .runtime.exported.backend import denoiser_of
 from .runtime.memory_plan import MemoryPlan
@@ -51,6 +51,7 @@ from .sampling_task import (
 )
 from .serving import Serving, Submitted
 from .tokens import Tokens
+from .watching import Watch
 
 T = TypeVar("T")
 CallbackOnStepEnd = Callable[["Engine", int, float, dict[str, Tensor]], Mapping[str, Tensor]]
@@ -391,7 +392,7 @@ class Engine:
         Raises EditWithoutEffectError for an edit that would do nothing.
         """
         watch = self._watch(on_progress, callback_on_step_end, cancellation)
-        return replaying.edit_many(
+        return applying.edit_many(
             self._runner, inversion, targets, guidance_scale, watch, options, negative_prompt
         )
 
@@ -553,7 +554,7 @@ class Engine:
 
         options: `Edit`'s fields for a target given as text. Raises what `edit` would.
         """
-        (edit,) = replaying.as_edits([target], options)
+        (edit,) = applying.as_edits([target], options)
         return explain(
             self.model.text.tokens(source),
             self.model.text.tokens(edit.target),

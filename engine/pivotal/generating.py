@@ -12,10 +12,11 @@ from .driver import Job
 from .images import Fitted, Pixels, from_tensor
 from .negative_prompts import require_negative
 from .results import Generated, Images, OutputType, as_output, check_output_type
-from .running import Clock, Runner, Watch, require_finite
+from .running import Clock, Runner, require_finite
 from .sampling.draws import Draw, drawn_from
 from .sampling_task import Prompt, Sampling, encoded, texts_of
 from .schedule import Schedule
+from .watching import Watch
 
 Generators = torch.Generator | Sequence[torch.Generator]
 

@@ -17,7 +17,8 @@ from .inversion_file import Inversion
 from .inversion_task import Settings, Task, read_task
 from .quality import noise_std_ratio
 from .query import Progress
-from .running import Clock, Runner, Watch, require_finite
+from .running import Clock, Runner, require_finite
+from .watching import Watch
 
 
 def invert_many(

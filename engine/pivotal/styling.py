@@ -11,11 +11,12 @@ from .inversion.registry import method_named
 from .inversion_file import Inversion
 from .replaying import require_fitting
 from .results import Generated, OutputType
-from .running import Runner, Watch
+from .running import Runner
 from .sampling.draws import seeded
 from .sampling.prompt_arithmetic import Path, interpolate
 from .sampling_task import Prompt, Sampling, encoded
 from .schedule import Schedule
+from .watching import Watch
 
 
 def style(
