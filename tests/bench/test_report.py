@@ -36,6 +36,31 @@ def test_the_page_is_whole_has_every_plot_and_fetches_nothing(results):
     assert page == html(results)
 
 
+def test_the_ladders_bars_say_how_many_times_faster_than_their_kinds_first_each_is(row):
+    def rung(name, seconds, kind, **more):
+        return row([seconds] * 8, name, suite="ladder", settings={"kind": kind}, **more)
+
+    page = html([
+        rung("plain", 4.0, "cumulative"),
+        rung("+ fused", 2.0, "cumulative", check={"psnr": 28.54, "vae_psnr": 31.2}),
+        rung("alone: plain", 5.0, "one at a time"),
+        rung("alone: fused", 4.0, "one at a time", noisy="half-width 9 %"),
+    ])  # fmt: skip
+    told = re.findall(r">(x [^<]*)<", page)
+    assert told == ["x 1.00", "x 2.00, 28.5 dB", "x 1.00", "x 1.25, noisy"]
+
+
+def test_every_suite_and_every_dtypes_ceilings_are_in_the_roofline(row):
+    rows = [
+        row([0.1] * 8, suite=f"suite {n}", settings={"dtype": dtype}, **COUNTED)
+        for n, dtype in enumerate(["float32", "bfloat16"] * 5)
+    ]
+    page = html(rows)
+    assert {f"suite {n}" for n in range(10)} <= set(re.findall(r">(suite \d+)</text>", page))
+    assert "ceilings, float32" in page
+    assert "ceilings, bfloat16" in page
+
+
 def test_the_markdown_has_a_row_for_every_case_with_noise_and_reasons_said(results):
     text = markdown(results)
     lines = [line for line in text.splitlines() if line.startswith("| ")]

@@ -13,8 +13,10 @@ from pivotal.bench.tables import HEADINGS, cells
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;"
     "color:#222;background:#fff}table{border-collapse:collapse;width:100%;font-size:13px}"
-    "td,th{border-bottom:1px solid #ddd;padding:3px 8px;text-align:left}svg{max-width:100%;"
-    "height:auto}"
+    "td,th{border-bottom:1px solid #ddd;padding:3px 8px;text-align:left;vertical-align:top}"
+    "tr>:nth-child(n+3):nth-child(-n+9):not([colspan]){text-align:right;white-space:nowrap;"
+    "font-variant-numeric:tabular-nums}.absent{color:#777}h2{border-bottom:2px solid #4477aa}"
+    "svg{max-width:100%;height:auto}ul{font-size:13px;padding-left:1.2em}code{font-size:12px}"
 )
 _NOTES = (
     "Seconds are medians of calls that took turns with the other cases of their group; ± is half "
@@ -52,8 +54,14 @@ def _escaped(line: Sequence[str]) -> list[str]:
 
 def machine(rows: Sequence[Row]) -> str:
     """Where the rows were measured and by what: a sentence for each run that they come from."""
+    return " ".join(f"`{command}` {told}" for command, told in _runs(rows))
+
+
+def _runs(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Each run's command, and on what, by what and when it was measured; the oldest first."""
     runs = {row["run"]: row["environment"] for row in rows}
-    return " ".join(_run(when, where) for when, where in sorted(runs.items()))
+    for when, where in sorted(runs.items()):
+        yield str(where["command"]), _run(when, where)
 
 
 def _run(when: str, where: Mapping[str, Any]) -> str:
@@ -64,7 +72,7 @@ def _run(when: str, where: Mapping[str, Any]) -> str:
     if where["commit"] is None:
         code = f"code {where['code']}"
     return (
-        f"`{where['command']}` on {what}{driver}, threads: {where['threads']}, torch "
+        f"on {what}{driver}, threads: {where['threads']}, torch "
         f"{where['versions']['torch']}, {code}, load average {where['load_average']:.1f}, {when}."
     )
 
@@ -73,17 +81,24 @@ def html(rows: Sequence[Row]) -> str:
     """One page without anything to fetch."""
     body = ["<h1>Benchmarks</h1>"]
     for name, found in devices(rows):
-        body += [f"<h2>{escape(name)}</h2>", f"<p>{escape(machine(found))}</p>"]
+        runs = (f"<li><code>{escape(run)}</code> {escape(told)}</li>" for run, told in _runs(found))
+        body += [f"<h2>{escape(name)}</h2>", f"<ul>{''.join(runs)}</ul>"]
         for title, svg in plots(found):
             body.append(f"<h3>{escape(title)}</h3>{svg}")
         heads = "".join(f"<th>{escape(each)}</th>" for each in HEADINGS)
-        lines = [
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>"
-            for row in found
-        ]
-        body.append(f"<table><tr>{heads}</tr>{''.join(lines)}</table>")
+        body.append(f"<table><tr>{heads}</tr>{''.join(_line(row) for row in found)}</table>")
     body += [f"<p>{escape(note)}</p>" for note in _NOTES]
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>pivotal: benchmarks"
         f"</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
+
+
+def _line(row: Row) -> str:
+    """A row of the page's table; what was not timed has its reason across all figures' cells."""
+    told = [escape(cell) for cell in cells(row)]
+    if row["status"] == "timed":
+        return "<tr>" + "".join(f"<td>{cell}</td>" for cell in told) + "</tr>"
+    suite, case, reason = told[:3]
+    wide = len(HEADINGS) - 2
+    return f"<tr class='absent'><td>{suite}<td>{case}<td colspan='{wide}'>{reason}</tr>"
