@@ -125,7 +125,7 @@ def test_rows_need_what_the_allocator_hands_out(shapes, networks, checkpointed):
     shapes.model.unet.checkpoint_gradients(checkpointed)
     denoiser = TorchDenoiser(shapes.model.unet, "epsilon")
     with torch.no_grad():
-        for rows in (1, 3):
+        for rows in (3,) if checkpointed else (1, 3):
             denoise, gradient = questions(rows, (4, 16, 16), 77, 128)
             denoiser.answer(gradient)  # what a first call sets up once is not the row's
             forward = measured_bytes(lambda asked=denoise: denoiser.answer(asked))

@@ -149,14 +149,15 @@ def test_null_text_of_fifty_steps_loses_few_decibels_in_half_precision(fitted, n
 def fitted():
     """`fitted(name, steps)`: decibels of a picture's latents after null-text and back."""
     found = {}
+    scene = Engine.load().generate(
+        "a red circle on a gray background",
+        generator=torch.Generator().manual_seed(0),
+        num_inference_steps=4,
+    )
 
     def decibels(name, steps=2):
         if (name, steps) not in found:
             engine = Engine.load(dtype=name)
-            noise = torch.Generator().manual_seed(0)
-            scene = Engine.load().generate(
-                "a red circle on a gray background", generator=noise, num_inference_steps=4
-            )
             inversion = engine.invert(
                 scene.images[0],
                 scene.prompts[0],
