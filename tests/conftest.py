@@ -1,14 +1,18 @@
 """Small real networks and exact denoisers that all tests share."""
 
 import copy
+import gc
 import signal
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+import pivotal
 from pivotal.attention_routes import AttentionRoutes
+from pivotal.model import load
 from pivotal.model.unet import RoutedUNet
 from pivotal.query import Conditioning, Denoise, Noise
 from pivotal.runtime.torch_denoiser import TorchDenoiser
@@ -22,6 +26,12 @@ def pytest_configure(config):
     """A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """What is here now stays: no garbage collection looks through it again, half a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):
@@ -91,6 +101,25 @@ def torch_denoiser(plain_unet):
         return TorchDenoiser(routed, prediction_type, decode=decode)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def read_once():
+    """The bundled model is read once; who loads it again gets a copy of its own."""
+    kept, read = {}, load.folder_parts
+    bundled = Path(pivotal.__file__).parent / "bundled"
+
+    def folder_parts(folder, *rest):
+        if not folder.root.is_relative_to(bundled):
+            return read(folder, *rest)
+        key = str((folder, rest))
+        if key not in kept:
+            kept[key] = read(folder, *rest)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "folder_parts", folder_parts)
+        yield
 
 
 @dataclass

@@ -27,7 +27,7 @@ class Done(NamedTuple):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_folder(tmp_path_factory):
+def cache_folder(tmp_path_factory, read_once):
     """No test touches the cache of whoever runs it."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:

@@ -44,6 +44,9 @@ def command_of(words):
 
 
 EXAMPLES = [line for command in COMMANDS.values() for line in examples(command)]
+SHOWN_ELSEWHERE = (
+    "demo", "invert", "edit", "bench", "profile", "eval", "generate", "style", "compare",
+)  # fmt: skip
 # They trace five networks or build engines of them, or count SDXL's memory.
 SLOW = ("pivotal export", "pivotal plan")
 
@@ -89,7 +92,9 @@ def test_every_example_runs_and_prints_one_json_object_if_asked(pivotal, files, 
     words = shlex.split(line)[1:]
     command = command_of(words)
     options = {opt for each in command.params for opt in each.opts}
-    few = ["--steps", "2"] if "--steps" in options else []
+    few = ["--steps", "1" if words[0] == "eval" else "2"] if "--steps" in options else []
+    if words[0] == "invert" and "--method" not in words:
+        few += ["--option", "inner_steps=1"]
     shown, asked = (shutil.copytree(files, tmp_path / name) for name in ("shown", "asked"))
     if words[0] == "invert":
         for folder in (shown, asked):
@@ -97,8 +102,7 @@ def test_every_example_runs_and_prints_one_json_object_if_asked(pivotal, files, 
     if line.startswith("pivotal edit photo.safetensors"):
         for folder in (shown, asked):
             (folder / "cat.safetensors").rename(folder / "photo.safetensors")
-    # Of the slower ones other tests show the tables.
-    if words[0] not in ("demo", "invert", "edit", "bench", "profile", "eval"):
+    if words[0] not in SHOWN_ELSEWHERE:
         done = pivotal(*words, *few, cwd=shown)
         assert done.returncode == 0, done.stderr
     done = pivotal(*words, *few, "--json", cwd=asked)

@@ -32,12 +32,14 @@ def test_the_samplers_that_help_names_are_those_there_are():
 
 
 def test_a_blend_of_prompts_goes_from_one_to_the_other(made):
+    few = ("--steps", 2, "--size", "32x32")
+
     def at(amount, *more):
         blend = ("--prompt-blend", f"{OTHER}={amount}", *more)
-        return made("generate", PROMPT, "--steps", 3, *blend)
+        return made("generate", PROMPT, *few, *blend)
 
     (record, none), (_, half), (_, whole) = at(0), at(0.5), at(1)
-    alone = made("generate", PROMPT, "--steps", 3)[1], made("generate", OTHER, "--steps", 3)[1]
+    alone = made("generate", PROMPT, *few)[1], made("generate", OTHER, *few)[1]
     assert np.abs(none - alone[0]).max() <= 1
     assert np.abs(whole - alone[1]).max() <= 1
     assert min(np.abs(half - end).max() for end in alone) > 10
