@@ -144,14 +144,34 @@ class Export:
         paths = [self.folder / f"{part.name}.onnx" for part in self.parts]
         return [OnnxNetwork(path, cpu, threads=1) for path in paths]
 
-    def exported(self):
-        """The denoiser on the files alone, which takes what the profile does."""
-        return ExportedDenoiser("onnx", *self.networks, self.record, self.folder, scale=SCALE)
+    @property
+    def deaf(self):
+        """The network with routes, whose second cross-attention ignores its own; its name is
+        `deaf_layer`.
+        """
+        network = self.networks[0]
 
-    def onnx(self):
+        def run(inputs):
+            gate = inputs["cross_gate"].clone()
+            gate[1] = 0
+            return network({**inputs, "cross_gate": gate})
+
+        return run
+
+    @property
+    def deaf_layer(self):
+        (name,) = (x.name for x in self.unet.layers if (x.kind, x.index) == ("cross", 1))
+        return name
+
+    def exported(self, routed=None):
+        """The denoiser on the files alone, which takes what the profile does."""
+        networks = (routed or self.networks[0], self.networks[1])
+        return ExportedDenoiser("onnx", *networks, self.record, self.folder, scale=SCALE)
+
+    def onnx(self, routed=None):
         """As an engine has it: in buckets."""
         sizes = tuple(range(1, ROWS + 1))
-        return BucketedDenoiser(self.exported(), Buckets(sizes, COLUMNS), self.unet.layers)
+        return BucketedDenoiser(self.exported(routed), Buckets(sizes, COLUMNS), self.unet.layers)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pivotal.engine import Engine
+from pivotal.errors import EditWithoutEffectError
 from pivotal.runtime.buckets import Buckets
 from pivotal.runtime.compiled_denoiser import CompiledDenoiser
 from pivotal.runtime.compiled_unet import CompileOptions
@@ -111,3 +112,14 @@ def test_inversion_edit_with_local_blend_and_guided_sample_are_eagers(
         for each in (other, eager)
     ]
     agree(*samples, dtype)
+
+
+def test_the_first_edit_is_refused_where_a_layer_outside_torch_ignores_its_route(
+    made, small, picture
+):
+    eager, sound = made("onnx", "float32", "cpu")
+    inversion = eager.invert(picture, SOURCE, method="direct", num_inference_steps=3)
+    deaf = Engine(small.model, small.onnx(small.deaf))
+    with pytest.raises(EditWithoutEffectError, match=small.deaf_layer):
+        deaf.edit(inversion, TARGET)
+    assert sound.edit(inversion, TARGET).latents.isfinite().all()

@@ -7,8 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +18,8 @@ from pivotal import __version__
 from pivotal.errors import BackendError
 from pivotal.model.load import Model
 from pivotal.runtime.exported.comparison import example_shapes
-from pivotal.runtime.exported.network import Network
 from pivotal.runtime.exported.onnx_check import checked
-from pivotal.runtime.exported.parts import UNET, Part, capacity_of, parts_of
-from pivotal.runtime.exported.probing import probe
+from pivotal.runtime.exported.parts import Part, capacity_of, parts_of
 from pivotal.runtime.exported.profile import ShapeProfile
 from pivotal.runtime.exported.record import ExportRecord
 
@@ -48,7 +44,7 @@ def export_onnx(
     network.
 
     Raises ValueError for sizes or formats that can't be exported, BackendError where a package is
-    missing or a file differs from torch, EditWithoutEffectError where a layer ignores its route.
+    missing or a file differs from torch.
     """
     require_packages()
     precision = model.precision
@@ -70,6 +66,14 @@ def export_onnx(
             f"pivotal.routes.{name}": str(value) for name, value in vars(capacity_of(model)).items()
         },
     }
+    errors = {}
+    for done, part in enumerate(parts):
+        if told is not None:
+            told(part.name, done, len(parts))
+        path = folder / f"{part.name}.onnx"
+        write_onnx(part, profile, path, identity)
+        errors[part.name] = checked(part, path, profile)
+        logger.info("exported %s: %.1e from torch", path.name, errors[part.name])
     record = ExportRecord(
         model=model.name,
         family=model.family.name,
@@ -83,26 +87,12 @@ def export_onnx(
             "opset": str(OPSETS[model.dtype]),
             **{name: version(name) for name in ("torch", "onnx", "onnxscript", "diffusers")},
         },
-        errors={},
+        errors=errors,
         files={},
         additions=tuple(model.additions),
-    )
-    errors = {}
-    for done, part in enumerate(parts):
-        if told is not None:
-            told(part.name, done, len(parts))
-        path = folder / f"{part.name}.onnx"
-        write_onnx(part, profile, path, identity)
-        routes = partial(_probe, model, record, folder) if part.name == UNET else None
-        errors[part.name] = checked(part, path, profile, also=routes)
-        logger.info("exported %s: %.1e from torch", path.name, errors[part.name])
-    record = replace(record, errors=errors).with_digests(folder)
+    ).with_digests(folder)
     record.write(folder)
     return record
-
-
-def _probe(model: Model, record: ExportRecord, folder: Path, network: Network) -> None:
-    probe(model, network, record, folder)
 
 
 def require_packages() -> None:

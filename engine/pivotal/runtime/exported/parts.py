@@ -1,4 +1,4 @@
-"""The networks of a model as modules of tensors alone, with inputs to trace and compare them by."""
+"""The networks of a model to export, with inputs to trace and compare them by."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pivotal.attention_routes import AttentionRoutes
 from pivotal.editing.routes import WORD_COLUMNS
 from pivotal.model.load import Model
 from pivotal.model.unet import RoutedUNet
+from pivotal.runtime.exported.modules import Decoder, Encoder, Plain, Routed, Text
 from pivotal.runtime.exported.profile import ShapeProfile, Span
 from pivotal.runtime.exported.record import Capacity
 
@@ -38,98 +39,6 @@ class Part:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
-
-
-class _Plain(nn.Module):
-    """The UNet without routes."""
-
-    def __init__(self, unet: RoutedUNet) -> None:
-        super().__init__()
-        self.network = unet
-
-    def forward(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        hidden_states: Tensor,
-        pooled: Tensor | None = None,
-        time_ids: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        return (self.network(latents, timesteps, hidden_states, pooled, time_ids)[0],)
-
-
-class _Routed(nn.Module):
-    """The UNet with routes, each an argument: torch.export gives no shapes to `**routes`."""
-
-    def __init__(self, unet: RoutedUNet) -> None:
-        super().__init__()
-        self.network = unet
-
-    def forward(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        hidden_states: Tensor,
-        self_queries: Tensor,
-        self_keys: Tensor,
-        self_values: Tensor,
-        donors: Tensor,
-        cross_gate: Tensor,
-        mix: Tensor,
-        keep: Tensor,
-        words: Tensor,
-        pooled: Tensor | None = None,
-        time_ids: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        routes = AttentionRoutes(
-            self_queries, self_keys, self_values, donors, cross_gate, mix, keep, words
-        )
-        out: tuple[Tensor, ...] = self.network(
-            latents, timesteps, hidden_states, pooled, time_ids, routes
-        )
-        return out
-
-
-class _Encoder(nn.Module):
-    """Images [B, 3, H, W] float32 in [-1, 1] to latents, scaled: as `Autoencoder.encode`."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.network = model.autoencoder.vae
-        self.scaled = model.autoencoder.scaled
-
-    def forward(self, images: Tensor) -> Tensor:
-        mean = self.network.encode(images.to(self.network.dtype)).latent_dist.mode()
-        return self.scaled(mean.float())
-
-
-class _Decoder(nn.Module):
-    """Latents [B, C, h, w] float32, scaled, to images: as `Autoencoder.decode`."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.network = model.autoencoder.vae
-        self.unscaled = model.autoencoder.unscaled
-
-    def forward(self, latents: Tensor) -> Tensor:
-        unscaled = self.unscaled(latents).to(self.network.dtype)
-        images: Tensor = self.network.decode(unscaled).sample
-        return images.float()
-
-
-class _Text(nn.Module):
-    """Token ids [B, L] int64 to hidden states, and the pooled vector where it is used."""
-
-    def __init__(self, encoder: nn.Module, *, penultimate: bool, pooled: bool) -> None:
-        super().__init__()
-        self.network = encoder
-        self.penultimate = penultimate
-        self.pooled = pooled
-
-    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
-        out: Any = self.network(ids, output_hidden_states=self.penultimate)
-        hidden = out.hidden_states[-2] if self.penultimate else out.last_hidden_state
-        return (hidden, out.text_embeds) if self.pooled else (hidden,)
 
 
 def capacity_of(model: Model) -> Capacity:
@@ -160,7 +69,7 @@ def parts_of(model: Model, profile: ShapeProfile) -> Iterator[Part]:
         pooled = place == 1
         yield Part(
             name,
-            _Text(encoder, penultimate=two, pooled=pooled),
+            Text(encoder, penultimate=two, pooled=pooled),
             _token_ids(model, place),
             ("hidden_states", "pooled")[: 1 + pooled],
             {"ids": rows},
@@ -191,8 +100,8 @@ def unet_parts(
         return {name: value for name, value in every.items() if name not in ROUTES}
 
     maps, weights = ("prediction", "word_maps"), "unet.weights"
-    yield Part(UNET, _Routed(unet), inputs, maps, {**dynamic, **routed}, weights)
-    yield Part(PLAIN, _Plain(unet), unrouted, maps[:1], dynamic, weights)
+    yield Part(UNET, Routed(unet), inputs, maps, {**dynamic, **routed}, weights)
+    yield Part(PLAIN, Plain(unet), unrouted, maps[:1], dynamic, weights)
 
 
 def _unet_inputs(
@@ -246,7 +155,7 @@ def _autoencoder_parts(model: Model, profile: ShapeProfile, unit: int) -> Iterat
 
     pixels = {0: rows, **_sides(profile, unit, 1)}
     latent = {0: rows, **_sides(profile, unit // scale, scale)}
-    encoder, decoder = _Encoder(model), _Decoder(model)
+    encoder, decoder = Encoder(model), Decoder(model)
     yield Part(
         "vae_encoder", encoder, images, ("latents",), {"images": pixels}, "vae_encoder.weights"
     )

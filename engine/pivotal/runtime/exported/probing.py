@@ -1,4 +1,7 @@
-"""Each layer's route, through a network outside PyTorch: the last check of an export or a build."""
+"""Each layer's route, through a network outside PyTorch: the last check of an engine's build.
+
+An engine of ours probes whatever answers it before the first edit; this finds a deaf layer sooner.
+"""
 
 from __future__ import annotations
 
