@@ -145,7 +145,7 @@ def mixed(levels, latents, prompts, swap_routes):
 def test_jobs_in_company_get_what_they_get_alone(torch_denoiser, mixed):
     denoiser = torch_denoiser()
     alone = [drive(algorithm, denoiser) for algorithm in mixed(denoiser)]
-    for max_rows in (1, 2, 3, 5, None):
+    for max_rows in (1, 3, None):
         together = drive_many(mixed(denoiser), denoiser, max_rows=max_rows)
         for expected, job in zip(alone, together, strict=True):
             if max_rows == 1 and job.name in ("job 2", "job 4"):  # those with donors
