@@ -222,10 +222,11 @@ def test_a_box_counts_the_sources_pixels_and_outside_it_they_stay(edit, home, fe
 
 
 def test_a_word_of_the_prompt_is_a_mask(edit):
-    done = edit("--mask", "word:circle", "--json")
+    done = edit("--mask", "word:circle", "--blend-threshold", 0.4, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["edit"]["mask_words"] == ["circle"]
+    assert record["edit"]["blend_threshold"] == 0.4
     assert 0 < mask_of(record["edit"]["mask"]).double().mean() < 1
 
 

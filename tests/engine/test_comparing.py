@@ -153,6 +153,7 @@ def test_cancelling_ends_it_at_once(engine, picture):
         ({"mask": torch.ones(2, 2)}, "mask: these are for an edit"),
         ({"target": TARGET, "mask": torch.ones(2, 2)}, r"mask: bool \[64, 64\] is expected"),
         ({"target": TARGET, "mask": torch.zeros(64, 64)}, r"mask: bool \[64, 64\] is expected"),
+        ({"target": pivotal.Edit(TARGET, mask=torch.ones(8, 8) > 0)}, r"is \[8, 8\]; the inverted"),
         ({"target": TARGET, "blend": ("star",)}, "'star' is in neither prompt"),
         ({"target": TARGET, "sharpen": 1}, "no option 'sharpen'"),
     ],

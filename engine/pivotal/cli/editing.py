@@ -49,6 +49,16 @@ class EditOptions:
     subtract: Annotated[
         list[str] | None, typer.Option(help="A word whose region is left out of --blend's.")
     ] = None
+    blend_threshold: Annotated[
+        float,
+        typer.Option(
+            help="A word's region, for --blend and `--mask word:`, is where it is looked at more "
+            "than so much of the most, 0 to 1; higher is smaller."
+        ),
+    ] = 0.3
+    blend_start: Annotated[
+        float, typer.Option(help="Share of the steps before --blend begins.")
+    ] = 0.2
 
     mutual_from_step: Annotated[
         int | None,
@@ -86,6 +96,8 @@ class EditOptions:
                 weights=numbers(self.weight, "weight"),
                 blend="auto" if self.blend == ["auto"] else tuple(self.blend or ()),
                 subtract=tuple(self.subtract or ()),
+                blend_threshold=self.blend_threshold,
+                blend_start=self.blend_start,
                 mutual=mutual,
                 mask_with_blend=self.mask_with_blend,  # type: ignore[arg-type]
                 feather=self.feather,

@@ -118,6 +118,16 @@ class Edit:
             )
         if self.mask_with_blend == "or" and not (masked and self.blend):
             raise ValueError("mask_with_blend='or' joins a mask and a blend; give both")
+        for name, used in (
+            ("blend_threshold", self.blend or self.mask_words),
+            ("subtract_threshold", self.subtract),
+            ("blend_start", self.blend),
+        ):
+            if not used and getattr(self, name) != getattr(Edit, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} does nothing without words to "
+                    f"{name.partition('_')[0]}; name them or leave it out"
+                )
         if (self.feather or self.preserve != "latent") and not (masked or self.blend):
             raise ValueError(
                 f"feather={self.feather:g} and preserve={self.preserve!r} are about the outside of "
