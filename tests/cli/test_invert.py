@@ -107,10 +107,13 @@ def test_a_seed_is_refused_where_nothing_is_drawn(quick):
 
 
 def test_reconstruct_writes_the_picture_and_says_what_was_lost(pivotal, home):
-    done = pivotal("reconstruct", "cat.safetensors", "--guidance-scale", 1, "--json", cwd=home)
+    done = pivotal(
+        "reconstruct", "cat.safetensors", "--guidance-scale", 1.5, "--negative-prompt", "blue",
+        "--json", cwd=home,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert record["guidance_scale"] == 1
+    assert (record["guidance_scale"], record["negative_prompt"]) == (1.5, "blue")
     assert record["psnr"] > 15
     with Image.open(home / record["outputs"]["picture"]) as picture:
         assert picture.size == (128, 96)  # the photograph's own

@@ -23,6 +23,10 @@ def reconstruct(
         ),
     ] = None,
     guidance_scale: GuidanceScale = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(help="What guidance leads away from. Default: the inversion's own."),
+    ] = None,
     no_metadata: NoMetadata = False,
     force: Force = False,
 ) -> None:
@@ -42,7 +46,12 @@ def reconstruct(
     check_outputs([path], force=force)
     engine = model.load(source.model)
     with terminal.progress() as bar:
-        found = engine.reconstruct(source, guidance_scale=guidance_scale, on_progress=bar)
+        found = engine.reconstruct(
+            source,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            on_progress=bar,
+        )
     record = reconstruction_record(source, found)
     with staged([path], terminal.interruption, force=force) as places:
         pixels = source.picture.unfit(found.picture)
