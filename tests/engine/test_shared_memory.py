@@ -7,6 +7,7 @@ import pytest
 import pivotal
 from pivotal.driver import Job
 from pivotal.errors import MemoryLimitError
+from pivotal.planning import Planner
 from pivotal.reservations import Reservations
 from pivotal.runtime.memory_count import Moment, Peak
 from pivotal.runtime.memory_plan import MemoryPlan
@@ -81,14 +82,16 @@ def gate(engine):
 
 
 def test_an_engine_refuses_a_call_that_would_not_fit_beside_another(engine, gate):
-    need = pivotal.Engine(engine.model, memory_limit=None).plan(None, images=1)
+    networks = Planner.of(engine.model, None).networks
+    need = Planner(networks).sampling("generating", (64, 64), rows=1, guided=False)
     limit = need.weights + need.state + max(need.batch(1), need.autoencoder) + 1000
     options = {"num_inference_steps": 2, "guidance_scale": 1.0}
-    with pivotal.Engine(engine.model, gate, memory_limit=limit) as tight:
+    with pivotal.Engine(engine.model, gate) as tight:
+        tight._runner.planner = Planner(networks, limit)  # counted already
         first = tight.submit(tight.generate, PROMPT, **options)
         assert gate.reached.wait(60)
         second = tight.submit(tight.generate, PROMPT, **options)
-        with pytest.raises(MemoryLimitError, match="beside 1 call  in progress"):
+        with pytest.raises(MemoryLimitError, match="beside 1 call in progress"):
             second.result(60)
         gate.opened.set()
         first.result(60)
