@@ -176,12 +176,20 @@ def _scores(clip: Path | None, lpips: Path | None) -> tuple[dict[str, Score], di
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     scored = [name for name in ("clip_score", "lpips") if any(row[name] for row in rows)]
-    table = Table(
-        "method", "success", "background", "SSIM", "source", "autoencoder", *scored, "failed"
+    headings = (
+        "method",
+        "success",
+        "background",
+        "SSIM",
+        "source",
+        "autoencoder",
+        *scored,
+        "failed",
     )
+    table = Table(*(Column(name, overflow="fold") for name in headings))
     for row in rows:
         table.add_row(
             row["method"],
