@@ -16,7 +16,7 @@ from pivotal.inversion_file import _checksum, read_document, read_inversion, wri
 
 PROMPT = "a red circle on a gray background"
 TARGET = "a blue circle on a gray background"
-FAST, SLOW = 80, 1500
+FAST, SLOW = 40, 1500
 VALUES = [
     None, True, False, -1, 0, 1, 2, 63, 10**6, 10**18, 10**400, 0.5, -0.5, 1e308, float("nan"),
     float("inf"), -float("inf"), "", "x", "\udcff", "\0", "日本 🐈", "../../etc/passwd", "x" * 5000,
@@ -214,7 +214,7 @@ def test_changed_bytes_are_refused_or_change_nothing(edit, inversion, whole, out
 @pytest.mark.parametrize("edit", [edit_document, edit_tensors], ids=lambda edit: edit.__name__)
 def test_changed_content_is_refused_or_valid(edit, engine, whole, outcomes, only, tmp_path_factory):
     valid = check_content(edit, FAST, whole, outcomes, only, tmp_path_factory)
-    check_replays(valid[:4], engine, outcomes)
+    check_replays(valid[:2], engine, outcomes)
 
 
 @pytest.mark.slow
