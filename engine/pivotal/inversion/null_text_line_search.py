@@ -74,8 +74,9 @@ def invert(
     """
 
     def by_search(residual: Residual, null: Conditioning, step: int) -> Algorithm[Fitted]:
-        most = torch.full((residual.rows,), options.searches(step, schedule.steps))
-        return search_rows(residual, null, options, most.to(residual.latents.device))
+        count, device = options.searches(step, schedule.steps), residual.latents.device
+        most = torch.full((residual.rows,), count, device=device)
+        return search_rows(residual, null, options, most)
 
     return (
         yield from along_pivots(
