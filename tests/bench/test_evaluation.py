@@ -249,7 +249,7 @@ def test_what_is_kept_is_found_by_all_that_decides_it(tmp_path):
 
 def test_the_window_of_a_fitted_null_embedding_is_for_methods_that_fit_one():
     swap = next(each for each in CASES if each.kind == "change object")
-    edit = Edit(swap.target, **swap.windows)
+    edit = Edit(swap.target, blend=swap.blend, **swap.windows)
     assert edit.null_text_steps == 0.2
     assert edit_after("null-text", edit) == edit
     assert edit_after("direct", edit) == replace(edit, null_text_steps=1.0)
