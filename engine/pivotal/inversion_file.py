@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -124,7 +125,7 @@ def read_document(path: str | Path) -> dict[str, Any]:
 
 def _read(path: str | Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited on for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on for ever
             raise InversionFileError(f"the inversion file {str(path)!r} is not a file")
         with Path(path).open("rb") as file:
             document = _document(file, path)
