@@ -63,7 +63,7 @@ def test_a_sdxl_folder_gives_the_network_that_diffusers_loads(sdxl_folder):
 
 def test_the_bundled_model_loads_in_the_asked_dtype(no_network):
     model = load("shapes", dtype=torch.bfloat16)
-    assert model.family is FAMILIES["shapes"]
+    assert model.family == FAMILIES["shapes"]
     assert {parameter.dtype for parameter in model.unet.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in model.autoencoder.vae.parameters()} == {torch.float32}
     assert model.text.encode(["a red circle"]).hidden_states.dtype == torch.float32
