@@ -32,18 +32,24 @@ class EditVerdict:
     seen: str
 
     @property
-    def success(self) -> bool:
+    def success_but_for_place(self) -> bool:
+        """The new attribute alone has changed, and nothing outside the object."""
         return (
             self.one_object
             and self.new_attribute
             and self.other_attribute
             and self.background
-            and self.place
             and self.outside
         )
 
+    @property
+    def success(self) -> bool:
+        """Besides, the object has stayed where it was, within `PLACE` pixels."""
+        return self.success_but_for_place and self.place
+
     def record(self) -> dict[str, object]:
-        return {**asdict(self), "success": self.success}
+        whole = {"success_but_for_place": self.success_but_for_place, "success": self.success}
+        return {**asdict(self), **whole}
 
 
 def judge_edit(case: EditCase, picture: NDArray[np.uint8]) -> EditVerdict:

@@ -73,6 +73,7 @@ def _figures(
         figures[f"{kind}_swap"] = {
             "scenes": len(verdicts),
             "success": _mean([verdict.success for verdict in verdicts]),
+            "success_but_for_place": _mean([verdict.success_but_for_place for verdict in verdicts]),
             **{name: _mean([getattr(v, name) for v in verdicts]) for name in CONDITIONS},
             "outside_db": _mean([verdict.outside_db for verdict in verdicts]),
             **{
