@@ -97,7 +97,8 @@ def test_submitted_calls_share_batches_and_give_what_direct_ones_give(
         method = getattr(served, call.func.__name__)
         futures.append(served.submit(method, *call.args, **call.keywords))
     assert gate.reached.wait(60)
-    wait_until(lambda: len(served._runner.service._worker._joining) == len(calls) - 1)
+    worker = served._runner.service._worker
+    wait_until(lambda: len(worker._joining) + len(worker._running) == len(calls))
     gate.opened.set()
     for future, call in zip(futures, calls, strict=True):
         for given, expected in zip(tensors(future.result(60)), tensors(call()), strict=True):
