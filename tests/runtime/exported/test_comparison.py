@@ -4,7 +4,19 @@ import torch
 from torch import nn
 
 from pivotal.runtime.exported import float32_copy as module
+from pivotal.runtime.exported.comparison import answers
 from pivotal.runtime.exported.float32_copy import float32_copy
+
+
+def test_the_answers_that_are_compared_hold_none_of_the_networks_memory(small):
+    scratch = torch.zeros(1)
+
+    def network(inputs):
+        scratch.add_(1)
+        return (scratch,)
+
+    found = answers(small.parts[0], network, small.record.profile)
+    assert [each.item() for (each,) in found] == [1.0, 2.0]
 
 
 def test_a_half_precision_network_is_copied_to_float32_with_its_large_weights_shared(monkeypatch):

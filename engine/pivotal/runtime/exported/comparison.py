@@ -38,8 +38,13 @@ def example_shapes(profile: ShapeProfile) -> list[tuple[int, int, int]]:
 
 
 def answers(part: Part, network: Network, profile: ShapeProfile) -> Answers:
-    """What a network outside PyTorch makes of random inputs of several shapes."""
-    return [network(inputs) for _, inputs in _examples(part, profile)]
+    """What a network outside PyTorch makes of random inputs of several shapes.
+
+    Copies: an output that is kept would keep all scratch memory of ONNX Runtime's session alive.
+    """
+    return [
+        tuple(each.clone() for each in network(inputs)) for _, inputs in _examples(part, profile)
+    ]
 
 
 def compare(part: Part, found: Answers, profile: ShapeProfile) -> float:

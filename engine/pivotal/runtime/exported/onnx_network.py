@@ -31,8 +31,9 @@ class OnnxNetwork:
     the host.
 
     threads: inside an operator; as many as torch uses if None. lean: run the graph as it
-    is, with weights mapped from their file: slower. Optimised, half precision on a CPU takes three
-    times its weights, as they are widened to float32.
+    is, with weights mapped from their file, and give scratch memory back at once: slower.
+    Optimised, half precision on a CPU takes three times its weights, as they are widened to
+    float32.
 
     Raises BackendError where the device's provider is not installed, and for a file that it can't
     run: no other takes its place. Where ONNX Runtime leaves single nodes to the CPU all the same, a
@@ -61,6 +62,7 @@ class OnnxNetwork:
             levels = onnxruntime.GraphOptimizationLevel
             settings.graph_optimization_level = levels.ORT_DISABLE_ALL
             settings.add_session_config_entry("session.disable_prepacking", "1")
+            settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
         self._index = 0 if device.index is None else device.index
         provider: Any = "CPUExecutionProvider"
         if device.type == "cuda":
