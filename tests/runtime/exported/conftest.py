@@ -112,6 +112,15 @@ FAMILIES = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engine_key(tmp_path_factory):
+    """A key of the tests' own seals engines."""
+    path = tmp_path_factory.mktemp("key") / "engine-key"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIVOTAL_ENGINE_KEY", str(path))
+        yield path
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     """`tiny_model(family, dtype="float32", device="cpu")`: random weights that heed prompts."""

@@ -11,8 +11,8 @@ import torch
 
 from pivotal.errors import BackendError
 from pivotal.runtime.exported.profile import ShapeProfile, Span
-from pivotal.runtime.exported.record import EngineFacts
-from pivotal.runtime.exported.tensorrt_api import FLAVOURS, Api, api_of, current_sm
+from pivotal.runtime.exported.record import EngineFacts, read_record
+from pivotal.runtime.exported.tensorrt_api import FLAVOURS, RTX_TARGETS, Api, api_of, current_sm
 from pivotal.runtime.exported.tensorrt_build import (
     BuildOptions,
     _timing_cache,
@@ -20,13 +20,14 @@ from pivotal.runtime.exported.tensorrt_build import (
     build_engines,
     profiles,
 )
-from pivotal.runtime.exported.tensorrt_denoiser import require_machine, require_ours, weights_for
+from pivotal.runtime.exported.tensorrt_denoiser import is_ours, require_machine, weights_for
 from pivotal.runtime.exported.tensorrt_network import TensorRTNetwork
 
+ALLOWED_BY = r"\(--allow-foreign-engine\)$"
 rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX (extra tensorrt-rtx) is not installed"
 )
-FACTS = EngineFacts("tensorrt_rtx", "1.7", ("89", "120"), (2, 4), False, False, False)
+FACTS = EngineFacts("tensorrt_rtx", "1.7", ("89", "120"), (2, 4), False, False, ())
 
 
 @rtx
@@ -40,7 +41,7 @@ def test_one_engine_is_built_for_two_gpus_without_either(small, tmp_path):
     )
     assert record.engine.sm == ("89", "120")
     assert record.engine.version == api_of("tensorrt_rtx").version
-    assert not record.engine.checked  # there is no such GPU here
+    assert record.engine.checked == ()  # there is no such GPU here
     assert {"unet.engine", "unet-plain.engine"} == set(record.files)
     assert any(phase.startswith("unet: ") for phase in phases)
     for name in record.files:
@@ -48,11 +49,17 @@ def test_one_engine_is_built_for_two_gpus_without_either(small, tmp_path):
         assert b"sm89" in plan
         assert b"sm120" in plan
         assert b"sm86" not in plan
-    require_ours(record, folder)
+    assert read_record(folder) == record
+    assert is_ours(record, folder, allow_foreign=False)
     with (folder / "unet.engine").open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(BackendError, match="--allow-foreign-engine"):
-        require_ours(record, folder)
+    changed = rf"unet\.engine' is not what was built; .* `pivotal export tensorrt .*{ALLOWED_BY}"
+    with pytest.raises(BackendError, match=changed):
+        is_ours(record, folder, allow_foreign=False)
+    assert not is_ours(record, folder, allow_foreign=True)
+    (folder / "unet.engine").unlink()
+    with pytest.raises(BackendError, match=r"unet\.engine' is missing; build again"):
+        is_ours(record, folder, allow_foreign=True)
 
 
 @rtx
@@ -66,6 +73,34 @@ def test_a_build_that_is_stopped_leaves_no_engine(small):
             BuildOptions(sm=("89",), buckets=(2,)),
             stop=lambda: True,
         )
+
+
+@rtx
+def test_what_a_listener_of_a_build_raises_ends_it_and_is_raised_again(small, capfd):
+    told = []
+
+    def broken(phase):
+        told.append(phase)
+        if len(told) == 3:
+            raise OSError("nobody listens")
+
+    with pytest.raises(OSError, match="nobody listens"):
+        build(
+            small.folder / "unet-plain.onnx",
+            small.record.profile,
+            2,
+            api_of("tensorrt_rtx"),
+            BuildOptions(sm=("89",), buckets=(2,)),
+            told=broken,
+        )
+    assert len(told) == 3
+    assert not capfd.readouterr().err  # where TensorRT prints exceptions that it swallows
+
+
+@rtx
+def test_the_targets_that_are_accepted_are_tensorrt_rtxs():
+    known = dir(api_of("tensorrt_rtx").module.ComputeCapability)
+    assert set(RTX_TARGETS) == {name[2:] for name in known if name.startswith("SM")}
 
 
 @rtx
@@ -161,14 +196,19 @@ def test_engines_take_other_weights_only_where_refittable_and_of_their_architect
 ):
     record = replace(small.record, engine=FACTS)
     refittable = replace(FACTS, refittable=True)
+    stripped = replace(FACTS, stripped=True)
     assert weights_for(record, refittable, tmp_path) is None  # they have their own
-    with pytest.raises(BackendError, match="holds no export that can be read"):
-        weights_for(record, replace(refittable, stripped=True), tmp_path)
+    with pytest.raises(BackendError, match=r"there is no folder .*onnx'"):
+        weights_for(record, stripped, tmp_path)
     onnx = shutil.copytree(small.folder, tmp_path / "onnx")
     assert weights_for(record, FACTS, tmp_path) is None
+    assert weights_for(record, stripped, tmp_path) == small.record
     other = replace(small.record, fingerprint="0" * 64)
     other.write(onnx)
     assert weights_for(record, refittable, tmp_path) == other
+    assert weights_for(record, replace(stripped, refittable=True), tmp_path) == other
+    with pytest.raises(BackendError, match="alone; build them with --refit too"):
+        weights_for(record, stripped, tmp_path)  # TensorRT would take any, and compute nonsense
     replace(other, prediction_type="sample").write(onnx)
     with pytest.raises(BackendError, match="prediction_type sample, the engines beside it epsilon"):
         weights_for(record, refittable, tmp_path)

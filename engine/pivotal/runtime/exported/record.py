@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class EngineFacts:
     buckets: tuple[int, ...]  # batch sizes, an optimisation profile each
     refittable: bool
     stripped: bool  # without weights: refitted from the ONNX files when loaded
-    checked: bool  # compared with torch when built, which takes a GPU
+    checked: tuple[str, ...]  # compute capabilities on which they were compared with torch
 
     def options(self) -> str:
         """Those of the command that builds it."""
@@ -45,7 +46,7 @@ class EngineFacts:
         given += [f" --sm {sm}" for sm in self.sm]
         given += [f" --bucket {rows}" for rows in self.buckets]
         given += [" --strip-weights"] * self.stripped
-        given += [" --refit"] * (self.refittable and not self.stripped)
+        given += [" --refit"] * self.refittable
         return "".join(given)
 
 
@@ -65,6 +66,7 @@ class ExportRecord:
     files: dict[str, str]
     engine: EngineFacts | None = None
     additions: tuple[str, ...] = ()  # LoRAs and the like that the model had, `lora star:0.8`
+    seal: str = ""  # of engines: see `engine_seal`
 
     def as_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self), "profile": self.profile.record()}
@@ -83,10 +85,12 @@ class ExportRecord:
         kind, more = "onnx", f" --rows {self.profile.rows}"
         if self.engine is not None:
             kind, more = "tensorrt", self.engine.options()
-        more = "".join(f" --{each}" for each in self.additions) + more
+        for each in reversed(self.additions):
+            option, _, value = each.partition(" ")
+            more = f" --{option} {shlex.quote(value)}{more}"
         return (
-            f"`pivotal export {kind} --model {self.model} --dtype {self.dtype}{more}{sides} "
-            f"-o {folder}`"
+            f"`pivotal export {kind} --model {shlex.quote(self.model)} --dtype {self.dtype}{more}"
+            f"{sides} -o {shlex.quote(str(folder))}`"
         )
 
     def require_model(self, model: Model, folder: Path) -> None:
@@ -128,24 +132,31 @@ class ExportRecord:
         return path
 
 
-def read_record(folder: Path) -> ExportRecord:
-    """Raises BackendError for a folder that holds no export of ours, or one of another schema."""
+def read_record(folder: Path, kind: str = "onnx") -> ExportRecord:
+    """Raises BackendError for a folder that holds no export of ours, or one of another schema.
+
+    kind: of export that is looked for, "onnx" or "tensorrt".
+    """
+    if not folder.is_dir():
+        raise BackendError(
+            f"there is no folder {str(folder)!r}; make it with "
+            f"`pivotal export {kind} -o {shlex.quote(str(folder))}`"
+        )
     try:
         found = json.loads((folder / FILE).read_text("utf-8"))
         schema = found.pop("schema")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise BackendError(
-            f"{str(folder)!r} holds no export that can be read ({FILE}); make one with "
-            f"`pivotal export onnx -o {folder}`"
+            f"{str(folder)!r} holds no export that can be read ({FILE}, which says what it is "
+            f"of); make one with `pivotal export {kind} -o DIR`"
         ) from error
     if schema != SCHEMA:
         raise BackendError(f"{str(folder)!r} is an export of schema {schema}; {SCHEMA} is known")
     try:
         engine = found["engine"]
         if engine is not None:
-            engine = EngineFacts(
-                **{**engine, "sm": tuple(engine["sm"]), "buckets": tuple(engine["buckets"])}
-            )
+            lists = {name: tuple(engine[name]) for name in ("sm", "buckets", "checked")}
+            engine = EngineFacts(**{**engine, **lists})
         return ExportRecord(
             **{
                 **found,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -35,9 +36,9 @@ class Api:
     def ahead_of_time(self) -> bool:
         return self.flavour == "tensorrt_rtx"
 
-    def require_targets(self, sm: tuple[str, ...]) -> None:
-        """Raise ValueError for targets that this flavour can't build for, here."""
-        own = current_sm()
+    def require_targets(self, sm: tuple[str, ...], device: torch.device | None = None) -> None:
+        """Raise ValueError for targets that this flavour can't build for here, on a device."""
+        own = current_sm(device)
         if not sm and own is None:
             raise ValueError(
                 "there is no GPU to build for; name one with --sm (TensorRT-RTX builds for "
@@ -97,23 +98,35 @@ class Api:
         return Logger()
 
     def monitor(self, told: Callable[[str], None], stop: Callable[[], bool]) -> Any:
-        """Says which phase of a build runs, and ends it where `stop` says so."""
+        """Says which phase of a build runs, and ends it where `stop` says so.
+
+        TensorRT prints what a callback raises and goes on; here it ends the build, and is kept as
+        `error` for who started it.
+        """
 
         class Monitor(self.module.IProgressMonitor):  # type: ignore[name-defined]
             def __init__(self) -> None:
                 super().__init__()
                 self.steps: dict[str, int] = {}
+                self.error: BaseException | None = None
+
+            def _tell(self, phase: str) -> None:
+                if self.error is None:
+                    try:
+                        told(phase)
+                    except BaseException as error:
+                        self.error = error
 
             def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
                 self.steps[phase] = steps
-                told(phase)
+                self._tell(phase)
 
             def phase_finish(self, phase: str) -> None:
                 self.steps.pop(phase, None)
 
             def step_complete(self, phase: str, step: int) -> bool:
-                told(f"{phase}: {step + 1} of {self.steps.get(phase, step + 1)}")
-                return not stop()
+                self._tell(f"{phase}: {step + 1} of {self.steps.get(phase, step + 1)}")
+                return self.error is None and not stop()
 
         return Monitor()
 
@@ -138,9 +151,23 @@ def api_of(flavour: str = "auto") -> Api:
     raise BackendError(f"{' or '.join(wanted)} is not installed; install it with {extras}`")
 
 
-def current_sm() -> str | None:
-    """This machine's compute capability, as "89"; None without a GPU."""
+@contextmanager
+def on_gpu(device: torch.device | None) -> Iterator[None]:
+    """A CUDA device as the current one, which TensorRT uses; of any other kind nothing changes."""
+    if device is None or device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+def current_sm(device: torch.device | None = None) -> str | None:
+    """A CUDA device's compute capability, as "89"; None without a GPU.
+
+    device: the current one if None, or if it is no CUDA device.
+    """
     if not torch.cuda.is_available():
         return None
-    major, minor = torch.cuda.get_device_capability()
+    named = device if device is not None and device.type == "cuda" else None
+    major, minor = torch.cuda.get_device_capability(named)
     return f"{major}{minor}"

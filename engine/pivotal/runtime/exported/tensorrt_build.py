@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pivotal.errors import BackendError
 from pivotal.images.writing import require_writable, write_atomically
 from pivotal.model.load import Model
 from pivotal.runtime.buckets import Buckets
+from pivotal.runtime.exported.engine_seal import require_key, sealed
 from pivotal.runtime.exported.parts import PLAIN, UNET
 from pivotal.runtime.exported.profile import ShapeProfile
 from pivotal.runtime.exported.record import EngineFacts, ExportRecord, read_record
-from pivotal.runtime.exported.tensorrt_api import Api, current_sm
+from pivotal.runtime.exported.tensorrt_api import Api, current_sm, on_gpu
 from pivotal.runtime.exported.tensorrt_denoiser import compared
 
 logger = logging.getLogger(__name__)
@@ -26,13 +29,14 @@ logger = logging.getLogger(__name__)
 class BuildOptions:
     """sm: compute capabilities, this machine's if none. buckets: batch sizes, each an optimisation
     profile of its own, as engines of dynamic batches are slower. refit: weights can be exchanged
-    (slower). strip_weights: leave weights out; the engine takes its own back. workspace: bytes of
+    (slower). strip_weights: leave weights out; without refit the engine takes its own back and no
+    others. workspace: bytes of
     scratch memory. timing_cache: a file to read and add to, for TensorRT alone: TensorRT-RTX picks
     kernels when an engine runs, not when it is built.
     """
 
     sm: tuple[str, ...] = ()
-    buckets: tuple[int, ...] = (2, 4, 8, 18)
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 18)  # to invert one picture; to edit it eightfold
     refit: bool = False
     strip_weights: bool = False
     workspace: int | None = None
@@ -43,19 +47,19 @@ class BuildOptions:
         if self.workspace is not None and self.workspace < 1:
             raise ValueError(f"workspace={self.workspace}; at least 1 byte is needed")
 
-    def require(self, api: Api) -> None:
-        """Raise ValueError for what this flavour can't do here, OutputError for a timing cache that
-        can't be written.
+    def require(self, api: Api, device: torch.device | None = None) -> None:
+        """Raise ValueError for what this flavour can't do here, on a device, OutputError for a
+        timing cache that can't be written, BackendError without a key to seal engines with.
         """
-        api.require_targets(self.sm)
-        if self.timing_cache is None:
-            return
-        if api.ahead_of_time:
-            raise ValueError(
-                f"timing_cache={str(self.timing_cache)!r} means nothing for {api.flavour}, which "
-                "picks kernels when an engine runs; leave it out"
-            )
-        require_writable(self.timing_cache)
+        api.require_targets(self.sm, device)
+        if self.timing_cache is not None:
+            if api.ahead_of_time:
+                raise ValueError(
+                    f"timing_cache={str(self.timing_cache)!r} means nothing for {api.flavour}, "
+                    "which picks kernels when an engine runs; leave it out"
+                )
+            require_writable(self.timing_cache)
+        require_key()
 
 
 def build_engines(
@@ -75,7 +79,7 @@ def build_engines(
 
     Raises ValueError for targets or batches that can't be had, BackendError for a failed build.
     """
-    options.require(api)
+    options.require(api, model.device)
     onnx = read_record(source)
     if onnx.engine is not None:
         raise ValueError(f"{str(source)!r} holds engines; an ONNX export is needed to build from")
@@ -84,7 +88,8 @@ def build_engines(
         raise ValueError(
             f"buckets={options.buckets} are outside the ONNX export's rows {onnx.profile.rows}"
         )
-    sm = options.sm or (str(current_sm()),)
+    own = current_sm(model.device)
+    sm = options.sm or (str(own),)
     onnx.require_intact(source, "unet.weights")
     for name in (UNET, PLAIN):
         path = onnx.require_intact(source, f"{name}.onnx")
@@ -96,6 +101,7 @@ def build_engines(
             replace(options, sm=sm),
             told=partial(_named, told, name),
             stop=stop,
+            device=model.device,
         )
         (folder / f"{name}.engine").write_bytes(plan)
     record = replace(
@@ -108,14 +114,15 @@ def build_engines(
             version=api.version,
             sm=sm,
             buckets=options.buckets,
-            refittable=options.refit or options.strip_weights,
+            refittable=options.refit,
             stripped=options.strip_weights,
-            checked=False,
+            checked=(),
         ),
     )
     record = record.with_digests(folder)
-    if current_sm() in sm and model.device.type == "cuda":
+    if own in sm and model.device.type == "cuda":
         record = compared(model, record, folder)
+    record = sealed(record)
     record.write(folder)
     return record
 
@@ -145,11 +152,27 @@ def build(
     *,
     told: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
-) -> bytes:
+    device: torch.device | None = None,
+) -> memoryview:
     """A serialized engine of one ONNX file, strongly typed: formats are the file's own.
 
-    Raises BackendError with TensorRT's own reason.
+    It is the builder's own memory, as a copy of a large model's is gigabytes. device: the GPU that
+    TensorRT times kernels on; the current one if None. Raises BackendError with TensorRT's own
+    reason, and what `told` raises.
     """
+    with on_gpu(device):
+        return _built(path, profile, scale, api, options, told, stop)
+
+
+def _built(
+    path: Path,
+    profile: ShapeProfile,
+    scale: int,
+    api: Api,
+    options: BuildOptions,
+    told: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> memoryview:
     trt, log = api.module, api.logger()
     builder = trt.Builder(log)
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -160,7 +183,7 @@ def build(
         raise BackendError(f"{api.flavour} can't read {path.name}: {reasons or log.last_error}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # set by default; float32 means float32
-    config.progress_monitor = api.monitor(told, stop)
+    monitor = config.progress_monitor = api.monitor(told, stop)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.strip_weights:  # alone, an engine that takes its own weights back and no others
@@ -182,13 +205,15 @@ def build(
         if config.add_optimization_profile(optimisation) < 0:
             raise BackendError(f"{api.flavour} refuses the profile {shapes}: {log.last_error}")
     plan = builder.build_serialized_network(network, config)
+    if monitor.error is not None:
+        raise monitor.error
     if plan is None:
         if stop():
             raise KeyboardInterrupt
         raise BackendError(f"{api.flavour} can't build {path.name}: {log.last_error}")
     if timings is not None:
         write_atomically(timings, bytes(cache.serialize()))
-    return bytes(plan)
+    return memoryview(plan)
 
 
 def profiles(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from pivotal.driver import Denoiser
 from pivotal.errors import BackendError
+from pivotal.model.fingerprint import DISPLAYED
 from pivotal.model.load import Model
 from pivotal.runtime.buckets import BucketedDenoiser, Buckets
 from pivotal.runtime.cuda_graphs import GraphedDenoiser
 from pivotal.runtime.exported.comparison import answers, compare
 from pivotal.runtime.exported.denoiser import ExportedDenoiser
+from pivotal.runtime.exported.engine_seal import is_sealed, key_file
 from pivotal.runtime.exported.parts import PLAIN, UNET, capacity_of, pixel_unit, unet_parts
 from pivotal.runtime.exported.probing import probe
 from pivotal.runtime.exported.profile import Span
-from pivotal.runtime.exported.record import EngineFacts, ExportRecord, read_record
+from pivotal.runtime.exported.record import EngineFacts, ExportRecord, digest, read_record
 from pivotal.runtime.exported.tensorrt_api import Api, api_of, current_sm
 from pivotal.runtime.exported.tensorrt_network import TensorRTNetwork
 
@@ -27,26 +30,33 @@ def tensorrt_denoiser(
 ) -> Denoiser:
     """A denoiser on a folder of engines, in their buckets, replayed as CUDA graphs.
 
-    allow_foreign: load files whose digests are not those of our exporter's record. An engine file
-    is code that this process runs, so do that only with one from a source you trust.
+    allow_foreign: load engines that this user's exporter did not seal, or files that are not those
+    it sealed. An engine file is code that this process runs, so do that only with one from a source
+    you trust. What is foreign is always compared with torch first.
 
     Raises BackendError for an export that does not fit the model, its precision, this machine's
     GPU or TensorRT, for a foreign file, and for engines that differ from torch.
     """
-    record = read_record(folder)
+    record = read_record(folder, "tensorrt")
     facts = record.engine
     if facts is None:
         raise BackendError(
             f"{str(folder)!r} holds no engines; build them: "
-            f"`pivotal export tensorrt --model {model.name} --onnx {folder} -o DIR`"
+            f"`pivotal export tensorrt --model {shlex.quote(model.name)} "
+            f"--onnx {shlex.quote(str(folder))} -o DIR`"
         )
     weights = weights_for(record, facts, folder)
     (weights or record).require_model(model, folder)
-    require_machine(record, facts, folder, current_sm(), _version(facts.flavour))
-    if not allow_foreign:
-        require_ours(record, folder)
+    sm = current_sm(model.device)
+    require_machine(record, facts, folder, sm, _version(facts.flavour))
+    if model.device.type != "cuda":
+        raise BackendError(
+            f"{str(folder)!r} holds TensorRT engines, which run on a CUDA device, not on "
+            f"{model.device}; say device cuda, or use backend onnx or torch"
+        )
+    ours = is_ours(record, folder, allow_foreign=allow_foreign)
     networks = _networks(model, folder, facts, weights)
-    if weights is not None or not facts.checked:
+    if not ours or weights is not None or sm not in facts.checked:
         _errors(model, record, folder, networks)
     denoiser: Denoiser = ExportedDenoiser(
         "tensorrt", *networks, record, folder, scale=model.autoencoder.scale
@@ -57,26 +67,41 @@ def tensorrt_denoiser(
     return BucketedDenoiser(denoiser, buckets, model.unet.layers)
 
 
-def require_ours(record: ExportRecord, folder: Path) -> None:
-    """Raise BackendError for a file that our exporter did not write."""
-    for name in (UNET, PLAIN):
-        try:
-            record.require_intact(folder, f"{name}.engine")
-        except BackendError as error:
-            raise BackendError(
-                f"{error}; an engine file is code, so one of another origin is loaded with "
-                "allow_foreign (--allow-foreign-engine) alone"
-            ) from error
+def is_ours(record: ExportRecord, folder: Path, *, allow_foreign: bool) -> bool:
+    """Whether this user's exporter wrote the engines and their record, as they are.
+
+    Raises BackendError where it did not and that is not allowed, and for files that are missing.
+    """
+    paths = [folder / f"{name}.engine" for name in (UNET, PLAIN)]
+    for path in paths:
+        if not path.is_file():
+            raise BackendError(f"{str(path)!r} is missing; build again: {record.again(folder)}")
+    foreign = [str(path) for path in paths if record.files.get(path.name) != digest(path)]
+    if not foreign and is_sealed(record):
+        return True
+    if not allow_foreign:
+        what = (
+            f"{', '.join(map(repr, foreign))} is not what was built"
+            if foreign
+            else f"{str(folder)!r} was not built by this user's pivotal: its seal does not fit the "
+            f"key in {str(key_file())!r}"
+        )
+        raise BackendError(
+            f"{what}; an engine file is code: build it again, {record.again(folder)}, or, if you "
+            "trust where it comes from, say allow_foreign (--allow-foreign-engine)"
+        )
+    return False
 
 
 def weights_for(record: ExportRecord, facts: EngineFacts, folder: Path) -> ExportRecord | None:
     """The ONNX export in the folder `onnx` beside refittable engines, whose weights they take
     instead of their own; None without one. It may be another model's, of the same architecture.
+    Stripped engines that were not made refittable too take their own weights back and no others.
 
     Raises BackendError where stripped engines have none, and for one that does not fit.
     """
     place = folder / ONNX
-    if not facts.refittable or not (facts.stripped or place.is_dir()):
+    if not (facts.stripped or (facts.refittable and place.is_dir())):
         return None
     found = read_record(place)
     for name in ("dtype", "prediction_type", "capacity", "family"):
@@ -86,6 +111,12 @@ def weights_for(record: ExportRecord, facts: EngineFacts, folder: Path) -> Expor
                 f"{str(place)!r} has {name} {other}, the engines beside it {own}; export a model "
                 "of the same architecture and format there"
             )
+    if not facts.refittable and found.fingerprint != record.fingerprint:
+        raise BackendError(
+            f"{str(place)!r} is of model {found.model!r} ({found.fingerprint[:DISPLAYED]}), and "
+            f"the engines beside it take back {record.model!r} ({record.fingerprint[:DISPLAYED]}) "
+            "alone; build them with --refit too"
+        )
     for name in ("unet.weights", f"{UNET}.onnx", f"{PLAIN}.onnx"):
         found.require_intact(place, name)
     return found
@@ -128,7 +159,8 @@ def compared(model: Model, record: ExportRecord, folder: Path) -> ExportRecord:
     assert facts is not None
     networks = _networks(model, folder, facts, weights_for(record, facts, folder))
     errors = _errors(model, record, folder, networks)
-    return replace(record, errors=errors, engine=replace(facts, checked=True))
+    checked = (*facts.checked, str(current_sm(model.device)))
+    return replace(record, errors=errors, engine=replace(facts, checked=checked))
 
 
 def _errors(

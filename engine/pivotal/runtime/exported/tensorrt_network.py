@@ -41,8 +41,6 @@ class TensorRTNetwork:
     def __init__(
         self, path: Path, api: Api, device: torch.device, *, weights: Path | None = None
     ) -> None:
-        if device.type != "cuda":
-            raise BackendError(f"TensorRT runs on a CUDA device, not on {device}")
         trt, self._log = api.module, api.logger()
         self.path, self.device, self._api = path, device, api
         self._runtime = trt.Runtime(self._log)  # an engine lives as long as its runtime
@@ -76,21 +74,19 @@ class TensorRTNetwork:
         }
         with self._turn, torch.cuda.device(self.device), self._order.turn():
             stream = torch.cuda.current_stream(self.device)
-            context, outputs = self._prepared(bound, stream)
+            ready = self._prepared(bound, stream)
             for name, tensor in bound.items():
-                context.set_tensor_address(name, tensor.data_ptr())
-            if not context.execute_async_v3(stream.cuda_stream):
+                ready.context.set_tensor_address(name, tensor.data_ptr())
+            if not ready.context.execute_async_v3(stream.cuda_stream):
                 raise BackendError(f"{self.path.name} failed: {self._log.last_error}")
-            for tensor in bound.values():
-                tensor.record_stream(stream)  # not freed before the engine has read it
-            return tuple(tensor.clone() for tensor in outputs)
+            for tensor in (*bound.values(), *ready.outputs, ready.scratch):
+                tensor.record_stream(stream)  # not freed before the engine is done with it
+            return tuple(tensor.clone() for tensor in ready.outputs)
 
-    def _prepared(
-        self, bound: Mapping[str, Tensor], stream: torch.cuda.Stream
-    ) -> tuple[Any, tuple[Tensor, ...]]:
+    def _prepared(self, bound: Mapping[str, Tensor], stream: torch.cuda.Stream) -> _Prepared:
         shapes = tuple(tuple(tensor.shape) for tensor in bound.values())
         if shapes in self._ready:
-            return self._ready[shapes].context, self._ready[shapes].outputs
+            return self._ready[shapes]
         profile = self._profile(bound)
         context = self._api.context(self._engine)
         if context is None or not context.set_optimization_profile_async(
@@ -114,7 +110,7 @@ class TensorRTNetwork:
             self._scratch = torch.empty(needed, dtype=torch.uint8, device=self.device)
         context.set_device_memory(self._scratch.data_ptr(), needed)
         self._ready[shapes] = _Prepared(context, outputs, self._scratch)
-        return context, outputs
+        return self._ready[shapes]
 
     def _profile(self, bound: Mapping[str, Tensor]) -> int:
         """The optimisation profile that these shapes are in."""
