@@ -5,8 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from pivotal.cli.export import _staged
+from pivotal.cli.exporting import staged
 from pivotal.cli.guard import Interruption
+
+
+@pytest.fixture(autouse=True)
+def engine_key(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("PIVOTAL_ENGINE_KEY", str(tmp_path_factory.mktemp("key") / "engine-key"))
 
 
 def refused(done, *words):
@@ -46,7 +51,9 @@ def test_a_backend_without_its_export_says_what_makes_one(pivotal, tmp_path):
     done = pivotal(*made, "--backend", "onnx", cwd=tmp_path)
     refused(done, "pivotal export onnx --model shapes -o DIR")
     done = pivotal(*made, "--backend", "onnx", "--exported", "nowhere", cwd=tmp_path)
-    refused(done, "'nowhere' holds no export", "pivotal export onnx")
+    refused(done, "there is no folder 'nowhere'", "pivotal export onnx")
+    done = pivotal(*made, "--backend", "tensorrt", "--exported", tmp_path, cwd=tmp_path)
+    refused(done, "holds no export that can be read", "pivotal export tensorrt")
     done = pivotal(*made, "--exported", "nowhere", cwd=tmp_path)
     refused(done, "means nothing for backend torch")
     done = pivotal(*made, "--backend", "trt", cwd=tmp_path)
@@ -87,7 +94,7 @@ def test_a_finished_export_takes_the_place_of_the_one_before_and_a_failed_one_do
     folder, terminal = tmp_path / "there", SimpleNamespace(interruption=Interruption())
 
     def fill(content, error=None):
-        with _staged(folder, terminal, force=True) as place:
+        with staged(folder, terminal, force=True) as place:
             (place / "export.json").write_text(content)
             if error is not None:
                 raise error

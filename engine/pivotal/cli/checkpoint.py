@@ -72,6 +72,17 @@ class CheckpointOptions:
             help="For a model of unusual widths: `sd1`, `sd2`, `sdxl`.", rich_help_panel=MODEL
         ),
     ] = None
+    variant: Annotated[
+        str | None,
+        typer.Option(help="The weights' variant, such as `fp16`.", rich_help_panel=MODEL),
+    ] = None
+    revision: Annotated[
+        str | None,
+        typer.Option(help="A hub model's branch, tag or commit.", rich_help_panel=MODEL),
+    ] = None
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", help="Never ask the hub.", rich_help_panel=MODEL)
+    ] = False
 
     def parts(self) -> dict[str, Any]:
         """Keywords of `Engine.load`, but the model."""

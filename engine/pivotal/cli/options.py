@@ -95,17 +95,6 @@ class ModelOptions(CheckpointOptions):
         str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.", rich_help_panel=_MODEL)
     ] = "cpu"
     dtype: Dtype = "float32"
-    variant: Annotated[
-        str | None,
-        typer.Option(help="The weights' variant, such as `fp16`.", rich_help_panel=_MODEL),
-    ] = None
-    revision: Annotated[
-        str | None,
-        typer.Option(help="A hub model's branch, tag or commit.", rich_help_panel=_MODEL),
-    ] = None
-    local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Never ask the hub.", rich_help_panel=_MODEL)
-    ] = False
     memory_limit: Annotated[
         str | None,
         typer.Option(
