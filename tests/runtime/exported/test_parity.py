@@ -1,5 +1,10 @@
-"""Every backend against eager torch: what a user gets, in latents and in decibels."""
+"""Every backend against eager torch: what a user gets, in latents and in decibels.
 
+In float32 they agree. In half precision each rounds on its own, so both are compared with float64
+on the same weights: a backend's error may be at most twice eager torch's own, and that stays small.
+"""
+
+import math
 import os
 import shutil
 
@@ -12,16 +17,20 @@ from pivotal.runtime.buckets import Buckets
 from pivotal.runtime.compiled_denoiser import CompiledDenoiser
 from pivotal.runtime.compiled_unet import CompileOptions
 from pivotal.runtime.exported.backend import denoiser_of
+from pivotal.runtime.exported.float32_copy import float32_copy
 from pivotal.runtime.exported.tensorrt_api import api_of, current_sm
 from pivotal.runtime.exported.tensorrt_build import BuildOptions, build_engines
+from pivotal.runtime.torch_denoiser import TorchDenoiser
 
 SOURCE, TARGET = "a red star", "a blue star"
 ALLOWED = {
-    # of the largest latent, after all steps; decibels of all latents
+    # of the largest latent, after all steps; decibels of all latents: in float32 between the two,
+    # in half precision of eager torch against float64
     "float32": (1e-4, 80),
-    "float16": (2e-2, 45),
-    "bfloat16": (1e-1, 25),
+    "float16": (2e-2, 40),
+    "bfloat16": (1e-1, 22),
 }
+TIMES = 2  # eager torch's own error, in half precision
 CASES = [
     pytest.param("onnx", "float32", "cpu"),
     pytest.param("onnx", "float16", "cpu", marks=pytest.mark.slow),
@@ -54,7 +63,9 @@ def tensorrt(model, onnx, folder):
 
 @pytest.fixture(scope="module")
 def made(tiny_model, small, export_unet, tmp_path_factory):
-    """`made(backend, dtype, device)`: eager torch and that backend, as engines on one model."""
+    """`made(backend, dtype, device)`: engines on one model, by that backend and by eager torch; in
+    half precision by eager torch in float64 too.
+    """
     known = {}
 
     def make(backend, dtype, device):
@@ -72,18 +83,31 @@ def made(tiny_model, small, export_unet, tmp_path_factory):
                     if backend == "tensorrt"
                     else denoiser_of(backend, model, folder, pytest.fail)
                 )
-            known[key] = eager, Engine(model, other)
+            known[key] = [Engine(model, other), eager]
+            if dtype != "float32":
+                exact = float32_copy(model.unet).double()
+                kind = model.levels.config.prediction_type
+                known[key].append(Engine(model, TorchDenoiser(exact, kind)))
         return known[key]
 
     return make
 
 
-def agree(mine, torchs, dtype):
-    largest, decibels = ALLOWED[dtype]
-    error = (mine - torchs).double()
-    assert error.abs().max() <= largest * torchs.abs().max()
-    power = torchs.double().square().mean()
-    assert 10 * (power / error.square().mean().clamp(min=1e-30)).log10() >= decibels
+def error(found, right):
+    """The largest, over the largest latent; and all of it in decibels."""
+    missed, right = (found - right).double(), right.double()
+    share = right.square().mean() / missed.square().mean().clamp(min=1e-30)
+    return (missed.abs().max() / right.abs().max()).item(), 10 * share.log10().item()
+
+
+def agree(mine, torchs, exact=None, *, dtype):
+    largest, decibels = error(mine, torchs) if exact is None else error(torchs, exact)
+    assert largest <= ALLOWED[dtype][0]
+    assert decibels >= ALLOWED[dtype][1]
+    if exact is not None:
+        own, own_decibels = error(mine, exact)
+        assert own <= TIMES * largest
+        assert own_decibels >= decibels - 20 * math.log10(TIMES)
 
 
 @pytest.fixture(scope="module")
@@ -96,28 +120,28 @@ def picture():
 def test_inversion_edit_with_local_blend_and_guided_sample_are_eagers(
     made, picture, backend, dtype, device
 ):
-    eager, other = made(backend, dtype, device)
+    engines = made(backend, dtype, device)
     asked = {"method": "ddim", "num_inference_steps": 3}
-    noises = [each.invert(picture, SOURCE, **asked).inverted.noise for each in (other, eager)]
-    agree(*noises, dtype)
+    noises = [each.invert(picture, SOURCE, **asked).inverted.noise for each in engines]
+    agree(*noises, dtype=dtype)
+    eager = engines[1]
     inversion = eager.invert(picture, SOURCE, method="direct", num_inference_steps=3)
-    mine, torchs = (each.edit(inversion, TARGET, blend=("star",)) for each in (other, eager))
-    agree(mine.latents, torchs.latents, dtype)
-    assert mine.touched == torchs.touched
+    edits = [each.edit(inversion, TARGET, blend=("star",)) for each in engines]
+    agree(*(each.latents for each in edits), dtype=dtype)
+    assert edits[0].touched == edits[1].touched
     narrower = eager.edit(inversion, TARGET, blend=("star",), self_replace_steps=0.0)
-    largest = torchs.latents.abs().max()
-    assert (narrower.latents - torchs.latents).abs().max() > 10 * ALLOWED["float32"][0] * largest
+    assert error(narrower.latents, edits[1].latents)[0] > 10 * ALLOWED["float32"][0]
     samples = [
         each.generate(TARGET, num_inference_steps=3, seed=3, output_type="latent").images
-        for each in (other, eager)
+        for each in engines
     ]
-    agree(*samples, dtype)
+    agree(*samples, dtype=dtype)
 
 
 def test_the_first_edit_is_refused_where_a_layer_outside_torch_ignores_its_route(
     made, small, picture
 ):
-    eager, sound = made("onnx", "float32", "cpu")
+    sound, eager = made("onnx", "float32", "cpu")
     inversion = eager.invert(picture, SOURCE, method="direct", num_inference_steps=3)
     deaf = Engine(small.model, small.onnx(small.deaf))
     with pytest.raises(EditWithoutEffectError, match=small.deaf_layer):
