@@ -102,7 +102,7 @@ def test_cases_of_a_group_take_turns(rows_of):
 
 def test_sampling_ends_once_every_interval_is_narrow(sleeping, rows_of):
     (steady,) = rows_of([sleeping("steady", 1000.0, noise=0.001)], rounds=40)
-    (wild,) = rows_of([sleeping("wild", 1000.0, noise=0.5)], rounds=15)
+    (wild,) = rows_of([sleeping("wild", 1000.0, noise=0.25)], rounds=15)
     assert len(steady["samples"]) < 10
     assert len(wild["samples"]) == 15
     assert steady["noisy"] is None

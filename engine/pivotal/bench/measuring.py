@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from pivotal.bench.cases import Case
+from pivotal.bench.disturbance import Sample, disturbance_of, undisturbed
 from pivotal.bench.environment import environment, gpu_state
-from pivotal.bench.intervals import median_interval, noise_of, paired_ratio_interval, quantiles
+from pivotal.bench.intervals import noise_of, paired_ratio_interval, quantiles, run_interval
 from pivotal.bench.limits import Ceilings, count
 from pivotal.bench.memory import peak_bytes
 from pivotal.bench.rounds import PRODUCT, Effort, Listener, Running, time_in_rounds
@@ -105,31 +106,34 @@ def _dtype(case: Case, otherwise: torch.dtype) -> torch.dtype:
 
 
 def _timed(
-    each: Running, ceilings: Ceilings, ceiling_samples: Mapping[str, list[float]]
+    each: Running, ceilings: Ceilings, ceiling_samples: Mapping[str, list[Sample]]
 ) -> dict[str, Any]:
     """The end of a timed case's row, or of one that failed in a round. Seconds are a call's; a
     picture's are those over `images`.
     """
     if each.error is not None:
         return {"status": "failed", "error": each.error}
-    interval = median_interval(each.samples)
+    samples = undisturbed(each.samples)
+    interval = run_interval(samples)
     row: dict[str, Any] = {
         "status": "timed",
         **each.facts,
-        "seconds": {**quantiles(each.samples), "low": interval.low, "high": interval.high},
+        "seconds": {**quantiles(samples), "low": interval.low, "high": interval.high},
         "seconds_per_image": interval.middle / each.prepared.images,
-        "samples": each.samples,
-        "noisy": noise_of(each.samples),
+        "samples": samples,
+        "disturbed": [sample.seconds for sample in each.samples if sample.disturbed],
+        "noisy": disturbance_of(each.samples) or noise_of(samples),
         "ceilings": {
             "flops_per_second": ceilings.flops_per_second,
             "bytes_per_second": ceilings.bytes_per_second,
-            "samples": dict(ceiling_samples),
+            "samples": {name: undisturbed(each) for name, each in ceiling_samples.items()},
         },
     }
     if each.prepared.served is not None:
         row["served"] = dict(each.prepared.served(len(each.samples)))
     # How fast the machine was meanwhile: seconds in units of the product beside which they ran.
-    in_products = paired_ratio_interval(ceiling_samples[PRODUCT], each.samples)
+    products = [sample.seconds for sample in ceiling_samples[PRODUCT]]
+    in_products = paired_ratio_interval(products, [sample.seconds for sample in each.samples])
     row["in_products"] = {
         "p50": in_products.middle, "low": in_products.low, "high": in_products.high
     }  # fmt: skip

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from pivotal.bench.cases import Case, Prepared
-from pivotal.bench.intervals import WIDEST, median_interval, noise_of
+from pivotal.bench.disturbance import Sample, disturbance_of, undisturbed
+from pivotal.bench.intervals import WIDEST, noise_of, run_interval
 from pivotal.bench.limits import Ceilings, Counted
 from pivotal.bench.timing import Stopwatch, large_copy, large_product
 
@@ -60,12 +61,12 @@ class Running:
     facts: dict[str, Any]
     work: Counted | None
     dtype: torch.dtype
-    samples: list[float] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     error: str | None = None
 
 
-Sampled = tuple[Ceilings, dict[str, list[float]]]
-"""The machine's ceilings in one dtype, and the seconds they come from, by name."""
+Sampled = tuple[Ceilings, dict[str, list[Sample]]]
+"""The machine's ceilings in one dtype, and the calls they come from, by name."""
 
 
 def time_in_rounds(
@@ -78,14 +79,14 @@ def time_in_rounds(
     """
     needed = dict.fromkeys(each.dtype for each in running)
     products = {each: large_product(stopwatch.device, each) for each in needed}
-    product_samples: dict[torch.dtype, list[float]] = {each: [] for each in needed}
+    product_samples: dict[torch.dtype, list[Sample]] = {each: [] for each in needed}
     copy, moved = large_copy(stopwatch.device)
-    copy_samples: list[float] = []
+    copy_samples: list[Sample] = []
 
-    def ceiling(run: Callable[[], object], samples: list[float], keep: bool) -> None:
-        seconds = stopwatch.seconds(run)
+    def ceiling(run: Callable[[], object], samples: list[Sample], keep: bool) -> None:
+        sample = stopwatch.sample(run)
         if keep:
-            samples.append(seconds)
+            samples.append(sample)
 
     turns: list[Callable[[bool], None]] = [
         *(partial(ceiling, products[each][0], product_samples[each]) for each in needed),
@@ -103,7 +104,7 @@ def time_in_rounds(
             break
     return {
         each: (
-            Ceilings(products[each][1] / min(samples), moved / min(copy_samples)),
+            Ceilings(products[each][1] / _least(samples), moved / _least(copy_samples)),
             {PRODUCT: samples, COPY: copy_samples},
         )
         for each, samples in product_samples.items()
@@ -115,18 +116,24 @@ def _turn(running: Running, stopwatch: Stopwatch, keep: bool) -> None:
     if running.error is not None:
         return
     try:
-        seconds = stopwatch.seconds(running.prepared.run)
+        sample = stopwatch.sample(running.prepared.run)
     except Exception as error:  # a failed case is a row, not the end of its group
         logger.info("%s: %s fails", running.case.suite, running.case.name, exc_info=True)
         running.error = f"{type(error).__name__}: {error}"
         return
     if keep:
-        running.samples.append(seconds)
+        running.samples.append(sample)
 
 
 def _settled(running: Running) -> bool:
     """Half as wide as is allowed, so that a second run's interval has room to overlap."""
     if running.error is not None:
         return True
-    narrow = median_interval(running.samples).half_width <= WIDEST / 2
-    return narrow and noise_of(running.samples) is None
+    if disturbance_of(running.samples):
+        return False
+    samples = undisturbed(running.samples)
+    return run_interval(samples).half_width <= WIDEST / 2 and noise_of(samples) is None
+
+
+def _least(samples: Sequence[Sample]) -> float:
+    return min(each.seconds for each in samples)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from pivotal.bench.disturbance import Sample, waited
+
 
 class Stopwatch:
     """Seconds of calls on one device, and its name for folders."""
@@ -20,6 +22,14 @@ class Stopwatch:
             self.name = properties.name.lower().replace(" ", "-")
             size = 2 * int(properties.L2_cache_size)
             self._cache = torch.empty(size, dtype=torch.int8, device=device)
+
+    def sample(self, run: Callable[[], object]) -> Sample:
+        """One call, and how long it had to wait for a core of its own; a GPU is not shared out."""
+        if self.device.type != "cpu":
+            return Sample(self.seconds(run))
+        before = waited()
+        seconds = self.seconds(run)
+        return Sample(seconds, waited() - before)
 
     def seconds(self, run: Callable[[], object]) -> float:
         """Of one call, by events on a GPU, whose L2 is filled with something else before. That
