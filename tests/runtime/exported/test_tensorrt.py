@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from pivotal.errors import BackendError
 from pivotal.runtime.exported.profile import ShapeProfile, Span
@@ -21,7 +20,6 @@ from pivotal.runtime.exported.tensorrt_build import (
     profiles,
 )
 from pivotal.runtime.exported.tensorrt_denoiser import is_ours, require_machine, weights_for
-from pivotal.runtime.exported.tensorrt_network import TensorRTNetwork
 
 ALLOWED_BY = r"\(--allow-foreign-engine\)$"
 rtx = pytest.mark.skipif(
@@ -248,51 +246,3 @@ def test_a_timing_cache_is_checked_before_anything_is_exported(tmp_path):
     cache = BuildOptions(sm=("89",), timing_cache=tmp_path / "timings")
     with pytest.raises(ValueError, match="means nothing for tensorrt_rtx"):
         cache.require(Api("tensorrt_rtx", None))
-
-
-@pytest.mark.gpu
-def test_calls_on_two_streams_and_in_two_sizes_do_not_touch_each_other(small, tmp_path):
-    """Contexts share scratch memory; each answer must be the one its own call would get alone."""
-    network, part = gpu_network(small, tmp_path, buckets=(2, 4)), small.parts[0]
-    asked = [
-        {name: value.cuda() for name, value in part.inputs(rows, 16, 16, rows).items()}
-        for rows in (2, 4)
-    ]
-    alone = [[each.clone() for each in network(inputs)] for inputs in asked]
-    torch.cuda.synchronize()
-    streams = [torch.cuda.Stream() for _ in asked]
-    for _ in range(20):
-        found = []
-        for stream, inputs in zip(streams, asked, strict=True):
-            with torch.cuda.stream(stream):
-                found.append(network(inputs))
-        torch.cuda.synchronize()
-        for mine, expected in zip(found, alone, strict=True):
-            for one, other in zip(mine, expected, strict=True):
-                assert torch.equal(one, other)
-    scratch = {each.scratch.data_ptr() for each in network._ready.values()}
-    assert len(scratch) <= 2
-
-
-def gpu_network(small, folder, buckets):
-    """The UNet with routes as an engine for this machine's GPU."""
-    try:
-        api = api_of()
-        api.require_targets(())
-    except (BackendError, ValueError) as error:
-        pytest.skip(str(error))
-    options = BuildOptions(sm=(current_sm(),), buckets=buckets)
-    path = folder / "unet.engine"
-    path.write_bytes(build(small.folder / "unet.onnx", small.record.profile, 2, api, options))
-    return TensorRTNetwork(path, api, torch.device("cuda"))
-
-
-@pytest.mark.gpu
-def test_an_engine_answers_as_torch_does(small, tmp_path):
-    network, part = gpu_network(small, tmp_path, buckets=(2,)), small.parts[0]
-    inputs = part.inputs(2, 16, 16, 5)
-    expected = part.module(**inputs)
-    found = network({name: value.cuda() for name, value in inputs.items()})
-    torch.cuda.synchronize()
-    for mine, torchs in zip(found, expected, strict=True):
-        assert (mine.cpu() - torchs).abs().max() < 1e-4 * torchs.abs().max()
