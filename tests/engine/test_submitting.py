@@ -103,7 +103,8 @@ def test_submitted_calls_share_batches_and_give_what_direct_ones_give(
     for future, call in zip(futures, calls, strict=True):
         for given, expected in zip(tensors(future.result(60)), tensors(call()), strict=True):
             torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
-    assert 8 < max(gate.sizes) <= 16  # 6 is the most that one of them asks for
+    # 6 is the most that one of them asks for; a batch with an inversion in it stops at 8.
+    assert 6 < max(gate.sizes) <= 16
 
 
 def tensors(result):
