@@ -66,6 +66,37 @@ def test_tf32_is_put_back_after_an_error():
     assert [place.allow_tf32 for place in places] == before
 
 
+NEW_FLAGS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+
+
+@pytest.fixture
+def torchs_flags():
+    """torch's own flags, put back after the test."""
+    old = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [each.allow_tf32 for each in old], [each.fp32_precision for each in NEW_FLAGS]
+    yield
+    for each, value in zip(old, before[0], strict=True):
+        each.allow_tf32 = value
+    for each, value in zip(NEW_FLAGS, before[1], strict=True):
+        each.fp32_precision = value
+
+
+@pytest.mark.parametrize("asked", ["tf32", "ieee"])
+@pytest.mark.parametrize("tf32", [True, False])
+def test_an_application_may_use_torchs_newer_flags(asked, tf32, torchs_flags):
+    for each in NEW_FLAGS[:2]:
+        each.fp32_precision = asked
+    before = [each.fp32_precision for each in NEW_FLAGS]
+    for _ in range(2):
+        with float32_arithmetic(tf32=tf32):
+            inside = {each.fp32_precision for each in NEW_FLAGS}
+            assert inside == {"tf32" if tf32 else "ieee"}
+            # torch's compiler reads the older ones, which raise where the two disagree.
+            assert torch.backends.cuda.matmul.allow_tf32 is tf32
+            assert torch.backends.cudnn.allow_tf32 is tf32
+        assert [each.fp32_precision for each in NEW_FLAGS] == before
+
+
 def test_the_autoencoder_has_a_dtype_of_its_own():
     precision = Precision(torch.float16, autoencoder=torch.bfloat16)
     model = Engine.load(dtype=precision).model

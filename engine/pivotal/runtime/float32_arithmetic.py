@@ -6,7 +6,7 @@ so they are set while the network runs and put back after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,13 +42,38 @@ class Float32Arithmetic:
 
 @contextmanager
 def float32_arithmetic(*, tf32: bool) -> Iterator[None]:
-    """Float32 matrices and convolutions on CUDA in TF32, or exactly. The flags before come back."""
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
-    for place in places:
-        place.allow_tf32 = tf32
+    """Float32 matrices and convolutions on CUDA in TF32, or exactly. The flags before come back,
+    whether they were set as `allow_tf32` or as `fp32_precision`.
+    """
+    old: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    new: tuple[Any, ...] = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,
+        torch.backends.cudnn.rnn,
+    )
+    before_old = [_allow_tf32(place) for place in old]
+    before_new = [place.fp32_precision for place in new]
+    # Both, and the old ones first, which write the new: torch refuses to read the old where they
+    # disagree, and its compiler reads them.
+    _set(old, "allow_tf32", [tf32] * len(old))
+    _set(new, "fp32_precision", ["tf32" if tf32 else "ieee"] * len(new))
     try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
+        _set(old, "allow_tf32", before_old)
+        _set(new, "fp32_precision", before_new)
+
+
+def _allow_tf32(place: Any) -> bool | None:
+    """None where an application has set `fp32_precision`, and torch refuses to say."""
+    try:
+        allowed: bool = place.allow_tf32
+    except RuntimeError:
+        return None
+    return allowed
+
+
+def _set(places: Sequence[Any], name: str, values: Sequence[Any]) -> None:
+    for place, value in zip(places, values, strict=True):
+        if value is not None:
+            setattr(place, name, value)
