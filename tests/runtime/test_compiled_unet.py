@@ -17,6 +17,7 @@ from pivotal.runtime.compile_cache import default_compile_folder, kept_in
 from pivotal.runtime.compiled_denoiser import CompiledDenoiser, warm_up
 from pivotal.runtime.compiled_graphs import CompiledGraphs
 from pivotal.runtime.compiled_unet import CompiledUNet, CompileOptions, compile_options
+from pivotal.runtime.out_of_memory import is_out_of_memory
 from pivotal.runtime.probe import probe_routes
 from pivotal.runtime.torch_denoiser import TorchDenoiser
 
@@ -130,6 +131,16 @@ def test_a_graph_break_in_a_layer_says_what_to_switch_off(torch_denoiser, latent
         BackendError, match=r"can't be compiled .*compile=False, or leave --compile"
     ):
         denoiser.answer(query)
+
+
+def test_a_first_call_without_memory_runs_out_of_memory_and_is_no_failure_to_compile():
+    def too_much(module, latents):
+        return torch.zeros(2**50) + latents
+
+    graphs = CompiledGraphs("eager", None)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator") as caught:
+        graphs.run(too_much, "", torch.nn.Identity(), torch.zeros(1))
+    assert is_out_of_memory(caught.value)
 
 
 def test_a_machine_without_a_compiler_is_told_at_loading_what_to_switch_off(torch_denoiser):

@@ -1,15 +1,18 @@
 """Graphs of batches. On a CPU the capture is a stand-in that keeps a graph's habits: it reads and
 writes fixed memory, and a replay runs what was recorded."""
 
+import contextlib
 from dataclasses import fields, replace
+from unittest import mock
 
 import pytest
 import torch
 
+from pivotal.driver import drive
 from pivotal.errors import BackendError
 from pivotal.query import Denoise, LossGradient, NoiseGradient
 from pivotal.runtime.buckets import BucketedDenoiser, Buckets
-from pivotal.runtime.cuda_graphs import GraphedDenoiser
+from pivotal.runtime.cuda_graphs import CudaCapture, GraphedDenoiser
 
 
 class RecordedOnCpu:
@@ -147,6 +150,46 @@ def test_what_can_not_be_captured_says_what_to_switch_off(torch_denoiser, questi
         denoiser.answer(question(2))
 
 
+@pytest.mark.parametrize(
+    "reason", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"]
+)
+def test_a_capture_without_memory_is_tried_in_smaller_batches(
+    graphed, torch_denoiser, question, reason
+):
+    capture, tried = RecordedOnCpu(), []
+
+    def crowded(work):
+        static = work()
+        tried.append(static.eps.shape[0])
+        if tried[-1] > 2:
+            raise RuntimeError(reason)
+        return capture(work)
+
+    eager = torch_denoiser(dtype=torch.float64)
+    denoiser = GraphedDenoiser(eager, torch.device("cpu"), capture=crowded)
+    found = drive(iter(question(4)), denoiser)
+    assert tried == [4, 2]
+    torch.testing.assert_close(values(found), values(eager.answer(question(4))), rtol=0, atol=1e-9)
+
+
+def test_all_captures_are_on_one_stream_whose_memory_they_share(monkeypatch):
+    cuda, captured, nothing = torch.cuda, [], contextlib.nullcontext
+    monkeypatch.setattr(cuda, "Stream", mock.MagicMock)
+    monkeypatch.setattr(cuda, "CUDAGraph", mock.MagicMock)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(cuda, name, lambda *_: nothing())
+    for name in ("current_stream", "graph_pool_handle"):
+        monkeypatch.setattr(cuda, name, mock.MagicMock())
+    monkeypatch.setattr(
+        cuda, "graph", lambda _, pool, stream, **__: captured.append((pool, stream)) or nothing()
+    )
+    capture = CudaCapture(torch.device("cuda"))
+    for _ in range(3):
+        capture(lambda: None)
+    assert len(captured) == 3
+    assert all(each == captured[0] for each in captured)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_captured_graphs_answer_as_the_network_does(graphed, question, swap_routes, dtype):
@@ -164,6 +207,18 @@ def test_captured_graphs_answer_as_the_network_does(graphed, question, swap_rout
                 rtol=tolerance,
                 atol=tolerance,
             )
+
+
+@pytest.mark.gpu
+def test_a_smaller_batchs_graph_fits_into_the_memory_of_a_larger_ones(graphed, question):
+    denoiser, _, _ = graphed("cuda", torch.float32)
+    taken = []
+    for rows in (16, 8, 4):
+        before = torch.cuda.memory_reserved()
+        denoiser.capture([question(rows, dtype=torch.float32).to("cuda")])
+        torch.cuda.empty_cache()
+        taken.append(torch.cuda.memory_reserved() - before)
+    assert max(taken[1:]) < taken[0] / 4
 
 
 @pytest.mark.gpu

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pivotal.errors import BackendError
 
 from .compile_cache import kept_in
+from .out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +53,9 @@ class CompiledGraphs:
         with kept_in(self.cache), _backward_at_once():
             try:
                 answer = graph(module, *inputs)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # whatever a compiler raises
+                if is_out_of_memory(error):
+                    raise
                 reason = str(error).strip().split("\n")[0]
                 raise _cant(f"{type(error).__name__}: {reason}") from error
         self._graphs[kind] = graph

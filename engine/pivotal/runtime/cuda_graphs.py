@@ -14,6 +14,7 @@ from pivotal.driver import Denoiser
 from pivotal.errors import BackendError
 from pivotal.query import Answer, Denoise, Noise, NoiseGradient, NoiseLoss, Query
 
+from .out_of_memory import is_out_of_memory
 from .stream_order import StreamOrder
 
 Graphed = Denoise | NoiseGradient
@@ -93,8 +94,8 @@ class GraphedDenoiser:
         static = _static(query, self.device)
         try:
             replay, answer = self._record(lambda: self.inner.answer(static))
-        except (RuntimeError, torch.AcceleratorError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+        except RuntimeError as error:
+            if is_out_of_memory(error):
                 raise
             reason = str(error).strip().split("\n")[0]
             raise BackendError(
@@ -107,16 +108,21 @@ class GraphedDenoiser:
 
 
 class CudaCapture:
-    """Captures on a stream of its own, into one memory pool."""
+    """Captures on a stream of its own, into one memory pool.
+
+    One stream for all: the allocator gives what one stream has freed to that stream alone, so that
+    graphs captured on others would share the pool by name and no memory.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
     def __call__(self, work: Work) -> tuple[Callable[[], None], Answer]:
         """Runs `work` a few times, then once under capture: it must not wait for the device."""
         with torch.cuda.device(self.device):
-            stream = torch.cuda.Stream()
+            stream = self._stream = self._stream or torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UPS):
