@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -45,12 +45,8 @@ def float32_arithmetic(*, tf32: bool) -> Iterator[None]:
     """Float32 matrices and convolutions on CUDA in TF32, or exactly. The flags before come back,
     whether they were set as `allow_tf32` or as `fp32_precision`.
     """
-    old: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    new: tuple[Any, ...] = (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-        torch.backends.cudnn.rnn,
-    )
+    matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
+    old, new = (matmul, cudnn), (matmul, cudnn.conv, cudnn.rnn)
     before_old = [_allow_tf32(place) for place in old]
     before_new = [place.fp32_precision for place in new]
     # Both, and the old ones first, which write the new: torch refuses to read the old where they
