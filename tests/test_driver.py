@@ -587,6 +587,14 @@ def test_an_error_of_an_algorithm_or_its_listener_is_its_jobs_own(exact, questio
     assert len(jobs[3].result()) == 1
 
 
+def test_a_listener_can_not_end_a_job_as_if_it_were_done(exact, question):
+    ticks = iter(range(1))
+    job = Job(phases(question(), 3), "ticking", listener=lambda _: next(ticks))
+    drive_many([job], exact)
+    with pytest.raises(RuntimeError, match="the listener of ticking raised StopIteration"):
+        job.result()
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_equal_jobs_cost_as_many_batches_as_one(
     torch_denoiser, recording, levels, latents, prompts, count

@@ -71,9 +71,7 @@ class Job(Generic[Result]):
         try:
             asked = step()
             while isinstance(asked, Progress):
-                self.progress = asked
-                if self.listener is not None:
-                    self.listener(asked)
+                self._tell(asked)
                 asked = next(self.algorithm)
             if not isinstance(asked, Query):
                 raise TypeError(f"{self.name} yielded {type(asked).__name__}, which is not a query")
@@ -85,6 +83,15 @@ class Job(Generic[Result]):
             self._close(error)
             if not isinstance(error, Exception):
                 raise
+
+    def _tell(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.listener is None:
+            return
+        try:
+            self.listener(progress)
+        except StopIteration as stop:  # which would be taken for the algorithm's end
+            raise RuntimeError(f"the listener of {self.name} raised StopIteration") from stop
 
     def _fail(self, error: Exception) -> None:
         """Throw a backend's error into the generator that asked, saying where it happened."""
