@@ -200,6 +200,9 @@ class Service:
             del request, call, arguments, options  # or an error's traceback would keep them
 
     def _leave(self, request: Submitted[Any]) -> None:
-        """Make room before the caller hears of the end."""
+        """Make room before the caller hears of the end. What its callbacks then call in this thread
+        is no part of it.
+        """
+        self._here.request = None
         with self._changed:
             del self._requests[request]

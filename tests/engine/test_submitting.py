@@ -246,6 +246,20 @@ def test_callbacks_may_call_the_engine_but_not_wait_for_a_submitted_call(serve):
     assert len(said) == 2
 
 
+def test_what_a_done_callback_calls_is_no_part_of_the_call_that_ended(serve):
+    served = serve()
+    future, made = long_call(served), []
+
+    def next_one(ended):
+        assert ended.cancelled()
+        made.append(served.generate(PROMPT, num_inference_steps=1))
+
+    future.add_done_callback(next_one)
+    future.cancel()
+    wait_until(lambda: made)
+    assert len(made[0].images) == 1
+
+
 def test_a_direct_calls_callback_can_neither_wait_nor_be_waited_for(engine):
     """It holds the turn that the submitted call's next batch waits for."""
     served = pivotal.Engine(engine.model, engine.denoiser)
