@@ -20,12 +20,13 @@ from .negative_prompts import under_negative
 from .query import Conditioning
 from .replaying import reconstruction, replay, require_fitting
 from .results import Edited, Reconstruction
-from .running import Clock, Runner
+from .running import Clock, Runner, as_one_call
 from .watching import Watch
 
 TARGETS_AT_ONCE = WORD_COLUMNS // 2
 
 
+@as_one_call
 def edit_many(
     runner: Runner,
     inversion: Inversion,

@@ -23,10 +23,11 @@ from .noise_figures import figures_of_fresh_noise, noise_figures
 from .quality import latents_psnr
 from .query import Progress
 from .results import Edited
-from .running import Clock, Runner
+from .running import Clock, Runner, as_one_call
 from .watching import Watch
 
 
+@as_one_call
 def compare(
     runner: Runner,
     image: ImageSource,

@@ -12,7 +12,7 @@ from .driver import Job
 from .images import Fitted, Pixels, from_tensor
 from .negative_prompts import require_negative
 from .results import Generated, Images, OutputType, as_output, check_output_type
-from .running import Clock, Runner, require_finite
+from .running import Clock, Runner, as_one_call, require_finite
 from .sampling.draws import Draw, drawn_from
 from .sampling_task import Prompt, Sampling, encoded, texts_of
 from .schedule import Schedule
@@ -21,6 +21,7 @@ from .watching import Watch
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
+@as_one_call
 def generate(
     runner: Runner,
     prompts: Sequence[Prompt],

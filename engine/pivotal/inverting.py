@@ -17,10 +17,11 @@ from .inversion_file import Inversion
 from .inversion_task import Settings, Task, read_task
 from .quality import noise_std_ratio
 from .query import Progress
-from .running import Clock, Runner, require_finite
+from .running import Clock, Runner, as_one_call, require_finite
 from .watching import Watch
 
 
+@as_one_call
 def invert_many(
     runner: Runner,
     cache: InversionCache | None,

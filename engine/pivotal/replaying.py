@@ -18,7 +18,7 @@ from .model.fingerprint import DISPLAYED
 from .negative_prompts import under_negative
 from .quality import dominant_error
 from .results import Reconstruction
-from .running import Clock, Runner, require_finite
+from .running import Clock, Runner, as_one_call, require_finite
 from .watching import Watch
 
 
@@ -66,6 +66,7 @@ def replay(
     return job
 
 
+@as_one_call
 def reconstruct(
     runner: Runner,
     inversion: Inversion,

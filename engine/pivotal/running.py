@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from numbers import Real
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from .runtime.probe import probe_routes
 from .serving import Service, Serving
 from .turns import Turns
 from .worker import Worker
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 
 class Clock:
@@ -75,7 +79,8 @@ class Runner:
         self._turns = Turns()
         self._coding = Turns()
         self._probed = False
-        self._live: set[Driver] = set()  # of direct calls
+        self._starting = Turns()
+        self._calls: set[object] = set()  # in progress, in whatever thread
         self._reservations = Reservations()
         settings = serving or Serving()
         self.service = Service(Worker(denoiser, self._turns, settings.shared_rows), settings)
@@ -167,26 +172,36 @@ class Runner:
             self.service.run(jobs, request)
             return
         driver = Driver(self.denoiser)
-        try:
+        with self._turns.take(cancellation):
+            for job in jobs:
+                driver.add(job)
+        while driver.live:
             with self._turns.take(cancellation):
-                self._live.add(driver)
-                for job in jobs:
-                    driver.add(job)
-            while driver.live:
-                with self._turns.take(cancellation):
-                    driver.turn()
+                driver.turn()
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """A call, from its first look at the model to its last: it encodes and samples, maybe more
+        than once, and none of that may be of other weights.
+        """
+        call = object()
+        try:
+            with self._starting.take():
+                self._calls.add(call)
+            yield
         finally:
-            self._live.discard(driver)
+            self._calls.discard(call)
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Hold all turns. Raises ModelError while a call runs, which what is done would change
-        midway.
+        """Let no call begin, and hold all turns. Raises ModelError while a call runs, which what
+        is done would change midway.
         """
-        with self._turns.take(), self._coding.take():
-            if self._live or self.service.busy:
+        with self._starting.take():
+            if self._calls or self.service.busy:
                 raise ModelError(f"{what} has to wait until no call of this engine runs")
-            yield
+            with self._turns.take(), self._coding.take():
+                yield
 
     def encode(self, prompts: Sequence[str], shown: tuple[int, int] | Fitted) -> Conditioning:
         """Conditioning of B prompts for a picture, or for any of a size, on the model's device."""
@@ -272,6 +287,19 @@ class Runner:
         if request is None or cancellation is None:
             return cancellation if request is None else request.cancellation
         return EitherCancellation(cancellation, request.cancellation)
+
+
+def as_one_call(
+    function: Callable[Concatenate[Runner, Given], Returned],
+) -> Callable[Concatenate[Runner, Given], Returned]:
+    """The function within its runner's `calling`."""
+
+    @wraps(function)
+    def call(runner: Runner, /, *given: Given.args, **named: Given.kwargs) -> Returned:
+        with runner.calling():
+            return function(runner, *given, **named)
+
+    return call
 
 
 def require_finite(values: Tensor, what: str) -> None:

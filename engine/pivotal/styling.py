@@ -11,7 +11,7 @@ from .inversion.registry import method_named
 from .inversion_file import Inversion
 from .replaying import require_fitting
 from .results import Generated, OutputType
-from .running import Runner
+from .running import Runner, as_one_call
 from .sampling.draws import seeded
 from .sampling.prompt_arithmetic import Path, interpolate
 from .sampling_task import Prompt, Sampling, encoded
@@ -19,6 +19,7 @@ from .schedule import Schedule
 from .watching import Watch
 
 
+@as_one_call
 def style(
     runner: Runner,
     inversion: Inversion,

@@ -1,5 +1,7 @@
 """LoRAs on an engine: worn, taken off, exchanged; what was inverted without them is another's."""
 
+import threading
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -95,6 +97,31 @@ def test_no_call_changes_its_weights_midway(lora):
         ).result()
     assert len(refused) == 2
     assert engine.model.loras.worn == ()
+
+
+def test_a_call_is_not_changed_between_its_prompts_and_its_network(lora, monkeypatch):
+    engine = pivotal.Engine.load("shapes")
+    plain, encode, refused = made(engine), engine.model.text.encode, []
+
+    def and_then_change(*arguments, **options):
+        found = encode(*arguments, **options)
+        other = threading.Thread(target=lambda: refused.append(engine_refuses(engine, lora)))
+        other.start()
+        other.join(timeout=5)
+        return found
+
+    monkeypatch.setattr(engine.model.text, "encode", and_then_change)
+    assert torch.equal(made(engine), plain)
+    assert refused
+    assert all(refused)
+
+
+def engine_refuses(engine, lora):
+    try:
+        engine.lora(lora)
+    except ModelError:
+        return True
+    return False
 
 
 def test_weights_that_are_elsewhere_are_not_taken_for_changed():
