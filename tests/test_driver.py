@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pivotal.attention_routes import AttentionRoutes
 from pivotal.cancellation import Cancellation
@@ -11,7 +12,9 @@ from pivotal.driver import Driver, Job, drive, drive_many, require
 from pivotal.errors import BackendError, Cancelled, DeadlineExceeded
 from pivotal.inversion import ddim, null_text
 from pivotal.query import Conditioning, Denoise, LossGradient, NoiseGradient, Progress
+from pivotal.runtime.buckets import BucketedDenoiser, Buckets
 from pivotal.sampling.ddim import sample
+from pivotal.sampling.guidance import both_noises
 
 
 @pytest.fixture
@@ -330,6 +333,28 @@ def test_tied_rows_over_max_rows_are_refused_in_one_sentence(torch_denoiser, que
     with pytest.raises(ValueError, match=r"2 rows share attention.*max_rows=1; raise it") as caught:
         bad.result()
     assert any("job 0" in note for note in caught.value.__notes__)
+
+
+def test_no_device_waits_for_the_host_to_say_which_rows_are_whose(
+    torch_denoiser, question, latents, prompts, level
+):
+    eager = torch_denoiser()
+    bucketed = BucketedDenoiser(eager, Buckets((4, 8)), eager.unet.layers)
+    seen = []
+
+    class Indices(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.index.Tensor:
+                seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def guided():
+        yield from both_noises(latents(2), level, prompts(2), prompts(2, seed=9))
+
+    with Indices():
+        jobs = drive_many([ask(question(2)), ask(question(1)), guided()], bucketed)
+    assert not any(job.error for job in jobs)
+    assert not seen
 
 
 @pytest.mark.parametrize("company", [0, 2])

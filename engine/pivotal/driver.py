@@ -229,7 +229,7 @@ class Driver:
         answers: list[Answer] = []
         start = 0
         for piece in pieces:
-            answers.append(joined.select(torch.arange(start, start + piece.rows)))
+            answers.append(joined.part(start, start + piece.rows).owned())
             start += piece.rows
         return answers
 

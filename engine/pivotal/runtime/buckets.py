@@ -138,11 +138,12 @@ class BucketedDenoiser:
         rows, size = query.rows, self.buckets.fit(query.rows)
         if rows == size:
             return self.inner.answer(query)
-        return self.inner.answer(padded(query, size)).select(torch.arange(rows))
+        return self.inner.answer(padded(query, size)).part(0, rows)
 
 
 def padded(query: Denoise | NoiseGradient, size: int) -> Denoise | NoiseGradient:
     """The query with its first row repeated, unrouted, up to `size` rows."""
     plain = replace(query, routes=None) if isinstance(query, Denoise) else query
-    filler = plain.select(torch.zeros(size - query.rows, dtype=torch.int64))
+    missing = size - query.rows
+    filler = plain.mapped(lambda value: value[:1].expand(missing, *value.shape[1:]))
     return type(query).cat([query, filler])  # type: ignore[list-item]

@@ -84,5 +84,4 @@ def both_noises(
         routes,
         timestep=timestep,
     )
-    first = torch.arange(rows)
-    return noise.select(first), noise.select(first + rows)
+    return noise.part(0, rows), noise.part(rows, 2 * rows)
