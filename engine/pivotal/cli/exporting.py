@@ -129,7 +129,15 @@ def say(terminal: Terminal, folder: Path, record: ExportRecord) -> None:
         size = answer["bytes"][name] = (folder / name).stat().st_size
         error = record.errors.get(Path(name).stem)
         shown = "" if error is None or Path(name).suffix == ".weights" else f"{error:.1e}"
-        table.add_row(name, f"{size / 1e6:.1f} MB", shown)
-    table.caption = f"{record.family}, {record.dtype}, {record.profile.record()}"
+        table.add_row(name, f"{size / 1e6:.2f} MB", shown)
+    profile, engine = record.profile, record.engine
+    rows = profile.rows if engine is None else ", ".join(map(str, engine.buckets))
+    table.caption = (
+        f"{record.family}, {record.dtype}, {rows} rows of {profile.width} x {profile.height} pixels"
+    )
+    if engine is not None:
+        table.caption += f", for sm {', '.join(engine.sm)}" + ", not yet compared with torch" * (
+            not engine.checked
+        )
     terminal.show(answer, table)
     terminal.saved([folder])

@@ -175,7 +175,7 @@ class Export:
     def exported(self, routed=None):
         """The denoiser on the files alone, which takes what the profile does."""
         networks = (routed or self.networks[0], self.networks[1])
-        return ExportedDenoiser("onnx", *networks, self.record, self.folder, scale=SCALE)
+        return ExportedDenoiser("onnx", *networks, self.record, scale=SCALE)
 
     def onnx(self, routed=None):
         """As an engine has it: in buckets."""

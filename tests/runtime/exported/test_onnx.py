@@ -181,10 +181,10 @@ def test_a_file_that_differs_from_torch_is_not_kept(small):
 
 
 def test_the_probe_of_a_build_names_the_layer_that_ignores_its_route(small):
-    changes = probe(small.model, small.networks[0], small.record, small.folder)
+    changes = probe(small.model, small.networks[0], small.record)
     assert set(changes) == {layer.name for layer in small.unet.layers}
     with pytest.raises(EditWithoutEffectError, match=f"1 of 4 .* route: {small.deaf_layer}$"):
-        probe(small.model, small.deaf, small.record, small.folder)
+        probe(small.model, small.deaf, small.record)
 
 
 def test_what_a_session_leaves_to_the_cpu_is_counted_without_its_shapes(small):

@@ -227,7 +227,7 @@ def far(mine, torchs):
 def test_answers_of_any_size_in_the_buckets_are_torchs(
     small, networks, latents, prompts, swap_routes
 ):
-    exported = ExportedDenoiser("tensorrt", *networks, small.record, small.folder, scale=2)
+    exported = ExportedDenoiser("tensorrt", *networks, small.record, scale=2)
     mine = BucketedDenoiser(exported, Buckets(FACTS.buckets), small.unet.layers)
     torchs = small.torch()
     for rows in (1, 2, 3, 4, 7):
@@ -313,7 +313,7 @@ def test_what_is_in_no_profile_and_what_is_no_engine_is_refused_by_its_name(
 
 def test_the_golden_check_is_made_in_every_bucket_and_probes_each_layer(small, networks):
     record = replace(small.record, engine=FACTS)
-    errors = denoising._errors(small.model, record, small.folder, tuple(networks))
+    errors = denoising._errors(small.model, record, tuple(networks))
     assert set(errors) == {"unet", "unet-plain"}
     assert max(errors.values()) < 1e-4
     assert {len(each._engine.contexts) for each in networks} == {2}
@@ -322,10 +322,10 @@ def test_the_golden_check_is_made_in_every_bucket_and_probes_each_layer(small, n
         return networks[0]({**inputs, "cross_gate": torch.zeros_like(inputs["cross_gate"])})
 
     with pytest.raises(BackendError, match="unet outside PyTorch differs from torch"):
-        denoising._errors(small.model, record, small.folder, (deaf, networks[1]))
+        denoising._errors(small.model, record, (deaf, networks[1]))
     quiet = replace(record, dtype="float16")  # whose tolerance would let a weak route pass
     with pytest.raises(EditWithoutEffectError, match="ignore their route"):
-        denoising.probe(small.model, deaf, quiet, small.folder, FACTS.buckets)
+        denoising.probe(small.model, deaf, quiet, FACTS.buckets)
 
 
 @pytest.fixture
@@ -443,7 +443,7 @@ def test_calls_on_two_streams_and_in_two_sizes_do_not_touch_each_other(small, gp
 @pytest.mark.gpu
 def test_a_captured_enqueue_is_replayed_on_later_queries(small, latents, prompts, gpu_networks):
     cuda = torch.device("cuda")
-    exported = ExportedDenoiser("tensorrt", *gpu_networks, small.record, small.folder, scale=2)
+    exported = ExportedDenoiser("tensorrt", *gpu_networks, small.record, scale=2)
     graphed, torchs = GraphedDenoiser(exported, cuda), small.torch()
     found = []
     for seed in range(4):

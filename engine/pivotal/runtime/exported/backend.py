@@ -65,9 +65,7 @@ def _onnx(model: Model, folder: Path, allow_foreign: bool) -> Denoiser:
         OnnxNetwork(record.require_intact(folder, f"{name}.onnx"), model.device)
         for name in (UNET, PLAIN)
     )
-    exported = ExportedDenoiser(
-        "onnx", routed, plain, record, folder, scale=model.autoencoder.scale
-    )
+    exported = ExportedDenoiser("onnx", routed, plain, record, scale=model.autoencoder.scale)
     rows = record.profile.rows
     buckets = Buckets(tuple(range(rows.low, rows.high + 1)), record.capacity.columns)
     return BucketedDenoiser(exported, buckets, model.unet.layers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,13 +31,11 @@ class ExportedDenoiser:
         routed: Network,
         plain: Network,
         record: ExportRecord,
-        folder: Path,
         *,
         scale: int,
     ) -> None:
         self.name = name
         self.record = record
-        self.folder = folder
         self._routed = routed
         self._plain = plain
         self._scale = scale
@@ -60,7 +57,7 @@ class ExportedDenoiser:
             query.rows,
             height,
             width,
-            lambda wider: replace(self.record, profile=wider).again(self.folder),
+            lambda wider: replace(self.record, profile=wider).again(),
         )
         inputs = self._inputs(query)
         if query.routes is None:

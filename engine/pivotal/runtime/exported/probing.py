@@ -5,8 +5,6 @@ An engine of ours probes whatever answers it before the first edit; this finds a
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pivotal.model.load import Model
 from pivotal.query import Conditioning
 from pivotal.runtime.buckets import BucketedDenoiser, Buckets
@@ -20,7 +18,7 @@ _ROWS = 4  # in a batch, where the profile lets them be chosen: more need more m
 
 
 def probe(
-    model: Model, routed: Network, record: ExportRecord, folder: Path, buckets: tuple[int, ...] = ()
+    model: Model, routed: Network, record: ExportRecord, buckets: tuple[int, ...] = ()
 ) -> dict[str, float]:
     """How much each layer's route alone changes eps of random inputs, at the smallest size.
 
@@ -32,7 +30,7 @@ def probe(
     sizes = buckets or tuple(range(rows.low, rows.high + 1))
     if sizes[-1] < 2:
         return {}
-    exported = ExportedDenoiser("the probe", routed, routed, record, folder, scale=scale)
+    exported = ExportedDenoiser("the probe", routed, routed, record, scale=scale)
     denoiser = BucketedDenoiser(
         exported, Buckets(sizes, record.capacity.columns), model.unet.layers
     )

@@ -79,8 +79,8 @@ class ExportRecord:
         names = sorted(each.name for each in folder.iterdir() if each.is_file())
         return replace(self, files={name: digest(folder / name) for name in names if name != FILE})
 
-    def again(self, folder: Path) -> str:
-        """The command that makes this export anew."""
+    def again(self, folder: Path | None = None) -> str:
+        """The command that makes this export anew, in its folder's place; beside it if None."""
         sides = f" --height {self.profile.height} --width {self.profile.width}"
         kind, more = "onnx", f" --rows {self.profile.rows}"
         if self.engine is not None:
@@ -90,14 +90,14 @@ class ExportRecord:
             more = f" --{option} {shlex.quote(value)}{more}"
         return (
             f"`pivotal export {kind} --model {shlex.quote(self.model)} --dtype {self.dtype}{more}"
-            f"{sides} -o {shlex.quote(str(folder))}`"
+            f"{sides} -o {'DIR' if folder is None else shlex.quote(str(folder)) + ' --force'}`"
         )
 
     def require_model(self, model: Model, folder: Path) -> None:
         """Raise BackendError for an export of other weights or another precision."""
         dtype = str(model.dtype).removeprefix("torch.")
         mine = replace(self, model=model.name, dtype=dtype, additions=tuple(model.additions))
-        again = mine.again(folder)
+        again = mine.again()
         if self.fingerprint != model.fingerprint:
             raise BackendError(
                 f"{str(folder)!r} was exported from model {self._titled()} "
@@ -139,8 +139,7 @@ def read_record(folder: Path, kind: str = "onnx") -> ExportRecord:
     """
     if not folder.is_dir():
         raise BackendError(
-            f"there is no folder {str(folder)!r}; make it with "
-            f"`pivotal export {kind} -o {shlex.quote(str(folder))}`"
+            f"there is no folder {str(folder)!r}; `pivotal export {kind} -o DIR` makes one"
         )
     try:
         found = json.loads((folder / FILE).read_text("utf-8"))

@@ -57,9 +57,9 @@ def tensorrt_denoiser(
     ours = is_ours(record, folder, allow_foreign=allow_foreign)
     networks = _networks(model, folder, facts, weights)
     if not ours or weights is not None or sm not in facts.checked:
-        _errors(model, record, folder, networks)
+        _errors(model, record, networks)
     denoiser: Denoiser = ExportedDenoiser(
-        "tensorrt", *networks, record, folder, scale=model.autoencoder.scale
+        "tensorrt", *networks, record, scale=model.autoencoder.scale
     )
     if graphs:
         denoiser = GraphedDenoiser(denoiser, model.device)
@@ -145,7 +145,7 @@ def require_machine(
     if sm is None:
         raise BackendError(f"{built}, and there is no CUDA device here; use backend onnx or torch")
     if sm not in facts.sm:
-        again = replace(record, engine=replace(facts, sm=(sm,))).again(folder)
+        again = replace(record, engine=replace(facts, sm=(sm,))).again()
         raise BackendError(f"{built}, and this GPU is sm {sm}; build again: {again}")
 
 
@@ -158,7 +158,7 @@ def compared(model: Model, record: ExportRecord, folder: Path) -> ExportRecord:
     facts = record.engine
     assert facts is not None
     networks = _networks(model, folder, facts, weights_for(record, facts, folder))
-    errors = _errors(model, record, folder, networks)
+    errors = _errors(model, record, networks)
     checked = (*facts.checked, str(current_sm(model.device)))
     return replace(record, errors=errors, engine=replace(facts, checked=checked))
 
@@ -166,7 +166,6 @@ def compared(model: Model, record: ExportRecord, folder: Path) -> ExportRecord:
 def _errors(
     model: Model,
     record: ExportRecord,
-    folder: Path,
     networks: tuple[TensorRTNetwork, TensorRTNetwork],
 ) -> dict[str, float]:
     facts = record.engine
@@ -180,7 +179,7 @@ def _errors(
         for part, network in zip(parts, networks, strict=True):
             found = compare(part, answers(part, network, profile), profile)
             errors[part.name] = max(found, errors.get(part.name, 0.0))
-    probe(model, networks[0], record, folder, facts.buckets)
+    probe(model, networks[0], record, facts.buckets)
     return errors
 
 
