@@ -10,10 +10,13 @@ target GPU's kernels. A row is added to benchmarks/results/cpu/exports.jsonl (`-
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,13 +60,15 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     scale = model.autoencoder.scale
     checks = not arguments.unchecked
     work = partial(routed_unet, check=checks) if arguments.unet_only else all_networks
-    errors, seconds = timed(partial(work, model, profile, onnx))
+    with own_memory() as most:
+        errors, seconds = timed(partial(work, model, profile, onnx))
     found: dict[str, Any] = {
         "onnx": {
             "seconds": seconds,
             "bytes": sizes(onnx),
             "largest_difference": errors,
             "peak_bytes": peak(),
+            "peak_own_bytes": most[0],
         }
     }
     del model, work  # a builder needs their memory
@@ -72,14 +77,15 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         api = api_of("tensorrt_rtx")
         options = BuildOptions(sm=tuple(arguments.sm), buckets=(arguments.rows.high,))
         found["tensorrt_rtx"] = {"version": api.version, "seconds": {}}
-        for name in (UNET,) if arguments.unet_only else (UNET, PLAIN):
-            plan, seconds = timed(
-                partial(build, onnx / f"{name}.onnx", profile, scale, api, options)
-            )
-            (engines / f"{name}.engine").write_bytes(plan)
-            del plan
-            found["tensorrt_rtx"]["seconds"][name] = seconds
-        found["tensorrt_rtx"] |= {"bytes": sizes(engines), "peak_bytes": peak()}
+        with own_memory() as most:
+            for name in (UNET,) if arguments.unet_only else (UNET, PLAIN):
+                plan, seconds = timed(
+                    partial(build, onnx / f"{name}.onnx", profile, scale, api, options)
+                )
+                (engines / f"{name}.engine").write_bytes(plan)
+                del plan
+                found["tensorrt_rtx"]["seconds"][name] = seconds
+        found["tensorrt_rtx"] |= {"bytes": sizes(engines), "peak_own_bytes": most[0]}
     return found
 
 
@@ -98,8 +104,30 @@ def routed_unet(
 
 
 def peak() -> int:
-    """Most bytes that the process held so far, on Linux."""
+    """Most bytes that the process held so far, pages of mapped files too, on Linux."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def own_memory() -> Iterator[list[int]]:
+    """The most bytes of memory that is in no file, asked 20 times a second, on Linux: what must be
+    free, as the kernel takes mapped pages back. It is the list's one number, to read at the end.
+    """
+    most, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            assert found is not None
+            most[0] = max(most[0], int(found[1]) * 1024)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """The published architectures at their own widths, with random weights: gigabytes, and minutes."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,7 +15,8 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 
 
 def require_memory(gigabytes):
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (free,) = (int(line.split()[1]) / 1e6 for line in lines if line.startswith("MemAvailable"))
     if free < gigabytes:
         pytest.skip(f"{gigabytes} GB of free memory are needed; {free:.0f} are here")
 
@@ -37,7 +37,7 @@ def test_sd15_is_exported_and_built(tmp_path):
     targets = [] if find_spec("tensorrt_rtx") is None else ["--sm", "89"]
     row, record = exported("random:sd1", "float16", tmp_path, *targets)
     assert record["prediction_type"] == "epsilon"
-    assert row["onnx"]["peak_bytes"] < 10e9
+    assert row["onnx"]["peak_own_bytes"] < 8e9
     if not targets:
         pytest.skip("exported; TensorRT-RTX is not installed")
     weights = row["onnx"]["bytes"]["unet.weights"]
@@ -61,4 +61,4 @@ def test_sdxl_is_exported_in_float16(tmp_path):
     row, record = exported("random:sdxl", "float16", tmp_path)
     assert {"text_encoder", "text_encoder_2"} <= set(record["errors"])
     assert row["onnx"]["bytes"]["unet.weights"] > ONNX_LIMIT
-    assert row["onnx"]["peak_bytes"] < 16e9
+    assert row["onnx"]["peak_own_bytes"] < 16e9
