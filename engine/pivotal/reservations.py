@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from .errors import MemoryLimitError
+from .job import Job
 from .runtime.memory_plan import MemoryPlan, said
 from .serving import Submitted
 
@@ -46,10 +47,24 @@ class Reservations:
                     )
                 rows = min(rows, plan.batch.within(room))
                 for other, kept in plans.items():
-                    for job in other.jobs:
-                        job.max_rows = min(job.max_rows or sys.maxsize, kept.batch.within(room))
+                    _bound(other.jobs, kept.batch.within(room))
             self._plans[request] = plan
         return rows
+
+    def begin(self, jobs: Sequence[Job[Any]], request: Submitted[Any]) -> None:
+        """From now on a submitted call runs these jobs, within what those that were planned since
+        it was have left it.
+        """
+        with self._alone:
+            request.jobs = jobs
+            plans = {each: kept for each, kept in self._plans.items() if not each.done()}
+            if request in plans and len(plans) > 1:
+                _bound(jobs, plans[request].batch.within(_room(plans.values())))
+
+
+def _bound(jobs: Iterable[Job[Any]], rows: int) -> None:
+    for job in jobs:
+        job.max_rows = min(job.max_rows or sys.maxsize, rows)
 
 
 def _room(plans: Collection[MemoryPlan]) -> int:

@@ -169,6 +169,7 @@ class Runner:
         for job in jobs:
             job.cancellation, job.max_rows = self._either(cancellation), max_rows
         if request is not None:
+            self._reservations.begin(jobs, request)
             self.service.run(jobs, request)
             return
         driver = Driver(self.denoiser)

@@ -162,7 +162,6 @@ class Service:
         """Run jobs of a submitted call to their ends in the worker."""
         for job in jobs:
             job.priority = request.priority
-        request.jobs = jobs
         self._worker.run(jobs)
 
     def close(self, *, wait: bool = True) -> None:

@@ -54,6 +54,15 @@ def test_states_and_one_picture_count_beside_the_largest_batch():
     assert (rows, most) == (5, 5)  # 2000 - 1000 - 50 - 150 - 300 are left for a batch
 
 
+def test_a_call_that_has_not_yet_begun_makes_room_too():
+    reservations, first, second = Reservations(), call(), call()
+    planned = reservations.rows(plan(), first)
+    reservations.rows(plan(state=150, autoencoder=200), second)  # while the first one encodes
+    job = Job(iter(()), "job", max_rows=planned)
+    reservations.begin([job], first)
+    assert (planned, job.max_rows) == (8, 5)
+
+
 def test_what_fits_alone_and_not_beside_others_is_refused_in_a_sentence():
     reservations, first = Reservations(), call()
     reservations.rows(plan(least=4), first)
