@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,6 +89,41 @@ def test_on_a_cpu_gradients_are_the_eager_ones(torch_denoiser, latents, prompts)
         if isinstance(query, NoiseGradient):
             assert torch.equal(denoiser.answer(query).gradient, eager.answer(query).gradient)
     assert not denoiser.network.graphs.seconds
+
+
+class StandIn:
+    """In the compiled network's place, so that nothing is compiled: the eager one, its gradients
+    as far off as a compiler's were.
+    """
+
+    name = "stand-in"
+
+    def __init__(self, eager, factor):
+        self.eager, self.answers = eager, eager.answers
+        self.factor, self.asked = factor, 0
+
+    def answer(self, query):
+        self.asked += 1
+        answer = self.eager.answer(query)
+        return replace(answer, gradient=self.factor * answer.gradient)
+
+
+@pytest.mark.parametrize(("factor", "asked"), [(1.07, 1), (1.0, 4)])
+def test_a_graphs_gradient_is_compared_with_the_eager_one_once_and_left_to_it_if_wrong(
+    torch_denoiser, latents, prompts, caplog, factor, asked
+):
+    denoiser, eager = made(torch_denoiser)
+    denoiser.inner = compiled = StandIn(eager, factor)
+    queries = [
+        each for each in questions(latents, prompts, None) if isinstance(each, NoiseGradient)
+    ]
+    assert_answers_agree(denoiser, eager, [*queries, *queries])
+    assert compiled.asked == asked
+    warned = "0.07 off the eager network's: gradients stay eager" in caplog.text
+    assert warned == (factor != 1)
+    before = eager.rows_backward
+    denoiser.answer(queries[0])
+    assert eager.rows_backward - before == (2 if warned else 4)  # rows, or the bucket's
 
 
 def test_blocks_run_apart_share_weights_and_give_what_the_whole_network_gives(
