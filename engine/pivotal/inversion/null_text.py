@@ -102,10 +102,11 @@ def fit(
         moved, state = adam_step(embedding[active], answer.gradient, state, learning_rate)
         embedding = embedding.index_copy(0, active, moved)
         losses[active, inner] = answer.loss.to(losses.dtype)
-        going_on = (reading.values() >= enough).nonzero().flatten().to(active.device)
+        going_on = (reading.values() >= enough).nonzero().flatten()  # on the host
         if len(going_on) == 0:
             break
         if len(going_on) < len(active):
+            going_on = going_on.to(active.device)
             active, state = active[going_on], state.select(going_on)
             of_pooled = None if of_pooled is None else of_pooled.select(going_on)
     return Fitted(replace(null, hidden_states=embedding, pooled=pooled), losses)
