@@ -353,6 +353,8 @@ def test_no_device_waits_for_the_host_to_say_which_rows_are_whose(
 
     with Indices():
         jobs = drive_many([ask(question(2)), ask(question(1)), guided()], bucketed)
+        jobs += drive_many([ask(question(5))], bucketed, max_rows=2)
+        bucketed.answer(question(9))
     assert not any(job.error for job in jobs)
     assert not seen
 

@@ -249,8 +249,7 @@ class Driver:
             return
         answers = [answer for _, answer in job._parts]
         whole = answers[0] if len(answers) == 1 else type(answers[0]).cat(answers)  # type: ignore[arg-type]
-        if order != sorted(order):
-            whole = whole.select(torch.tensor(order).argsort())
+        whole = whole.taken(torch.tensor(order).argsort().tolist())
         job._advance(lambda: job.algorithm.send(whole))
 
 

@@ -34,6 +34,13 @@ class _Rows:
         """
         return self.mapped(lambda value: value[start:stop])
 
+    def taken(self, rows: Sequence[int]) -> Self:
+        """Rows by their places: `part` of a run, `select` of others."""
+        start = rows[0] if rows else 0
+        if list(rows) == list(range(start, start + len(rows))):
+            return self.part(start, start + len(rows))
+        return self.select(torch.tensor(rows))
+
     def owned(self) -> Self:
         """The same rows in memory of their own."""
         return self.mapped(Tensor.clone)
@@ -197,6 +204,12 @@ class Denoise(_Query):
             return answer
         own = None if self.routes is None else answer.word_maps[:, : self.routes.columns]
         return replace(answer, word_maps=own)
+
+    def part(self, start: int, stop: int) -> Denoise:
+        if self.routes is None:
+            return super().part(start, stop)
+        routes = self.routes.select(torch.arange(start, stop, device=self.routes.donors.device))
+        return replace(replace(self, routes=None).part(start, stop), routes=routes)
 
     def select(self, rows: Tensor) -> Denoise:
         if self.routes is None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from .job import Job
 from .query import Query
 
@@ -27,7 +25,7 @@ class Share(NamedTuple):
         query = self._query()
         if self.rows == list(range(query.rows)):
             return query
-        return query.select(torch.tensor(self.rows))
+        return query.taken(self.rows)
 
     def tied(self) -> list[list[int]]:
         """Its rows in groups that need one batch."""

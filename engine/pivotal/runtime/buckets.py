@@ -111,9 +111,9 @@ class BucketedDenoiser:
             answer = self._batch(asked)
         else:
             batches = self.buckets.pack(asked.ties())
-            answers = [self._batch(asked.select(torch.tensor(rows))) for rows in batches]
+            answers = [self._batch(asked.taken(rows)) for rows in batches]
             order = torch.tensor([row for rows in batches for row in rows])
-            answer = type(answers[0]).cat(answers).select(order.argsort())
+            answer = type(answers[0]).cat(answers).taken(order.argsort().tolist())
         whole: Answer = query.without_company(answer)
         return whole
 
