@@ -268,5 +268,13 @@ def test_a_device_without_a_provider_is_refused_not_replaced_by_the_cpu(small):
         OnnxNetwork(small.folder / "unet.onnx", torch.device("cuda"))
 
 
+def test_a_file_whose_weights_are_cut_off_is_refused_in_one_sentence(small, tmp_path, capfd):
+    (tmp_path / "unet.onnx").write_bytes((small.folder / "unet.onnx").read_bytes())
+    (tmp_path / "unet.weights").write_bytes((small.folder / "unet.weights").read_bytes()[:1000])
+    with pytest.raises(BackendError, match=r"ONNX Runtime can't run unet\.onnx: .*out of bounds"):
+        OnnxNetwork(tmp_path / "unet.onnx", torch.device("cpu"))
+    assert not capfd.readouterr().err  # ONNX Runtime's own words
+
+
 def test_buckets_of_an_export_are_its_rows(small):
     assert small.onnx().buckets == Buckets((1, 2, 3, 4, 5, 6), 16)

@@ -56,7 +56,7 @@ class OnnxNetwork:
 
         self.path, self.device = path, device
         settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3  # errors
+        settings.log_severity_level = 4  # its errors are raised
         settings.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
         if lean:
             levels = onnxruntime.GraphOptimizationLevel
