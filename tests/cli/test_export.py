@@ -38,6 +38,13 @@ def test_a_format_that_is_not_exported_is_refused(pivotal, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["--compile", "--offload", "--tiled-vae", "--backend=onnx"])
+def test_an_option_that_an_export_would_not_heed_is_refused(pivotal, tmp_path, option):
+    for kind in ("onnx", "tensorrt"):
+        done = pivotal("export", kind, "-o", "there", option, cwd=tmp_path)
+        refused(done, "no such option", option.partition("=")[0])
+
+
 def test_a_folder_with_something_else_in_it_is_never_replaced(pivotal, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "letter.txt").write_text("dear")
