@@ -1,6 +1,7 @@
 """Small real networks and exact denoisers that all tests share."""
 
 import copy
+from collections import OrderedDict
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def _tiny_unet(sdxl):
+def _tiny_unet(sdxl, width):
     """Cross-attention at the full and half side; attn2 scaled up, or random weights ignore text."""
     torch.manual_seed(0)
     more = {}
@@ -45,7 +46,7 @@ def _tiny_unet(sdxl):
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=width,
         attention_head_dim=2,
         norm_num_groups=8,
         **more,
@@ -60,15 +61,34 @@ def _tiny_unet(sdxl):
     return model.eval()
 
 
+def copy_of(network, memo):
+    """A network on weights of its own, in a sixth of deepcopy's time: tests make hundreds of them.
+    What else its parts hold (configurations, attention processors) both have.
+    """
+    if network is None or id(network) in memo:
+        return memo.get(id(network))
+    memo[id(network)] = mine = object.__new__(type(network))
+    dicts = dict, OrderedDict  # not diffusers' own, whose copies lose their attributes
+    held = {k: v.copy() if type(v) in dicts else v for k, v in vars(network).items()}
+    vars(mine).update(held)
+    for kind in ("_parameters", "_buffers"):
+        vars(mine)[kind] = copy.deepcopy(held[kind], memo)
+    vars(mine)["_modules"] = {k: copy_of(part, memo) for k, part in held["_modules"].items()}
+    return mine
+
+
 @pytest.fixture(scope="session")
 def plain_unet():
-    """`plain_unet(sdxl=False, dtype=float64)`: a fresh seeded diffusers UNet that heeds prompts."""
+    """`plain_unet(sdxl=.., dtype=float64, width=..)`: a fresh seeded diffusers UNet that heeds
+    prompts; width: of their embeddings.
+    """
     made = {}
 
-    def make(*, sdxl=False, dtype=torch.float64):
-        if sdxl not in made:
-            made[sdxl] = _tiny_unet(sdxl)
-        return copy.deepcopy(made[sdxl]).to(dtype)
+    def make(*, sdxl=False, dtype=torch.float64, width=WIDTH):
+        key = sdxl, dtype, width
+        if key not in made:
+            made[key] = _tiny_unet(sdxl, width).to(dtype)
+        return copy_of(made[key], {})
 
     return make
 
@@ -96,7 +116,10 @@ def read_once():
         key = str((folder, rest))
         if key not in kept:
             kept[key] = read(folder, *rest)
-        return copy.deepcopy(kept[key])
+        memo = {}
+        for network in (kept[key].unet, kept[key].autoencoder):
+            copy_of(network, memo)
+        return copy.deepcopy(kept[key], memo)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "folder_parts", folder_parts)
