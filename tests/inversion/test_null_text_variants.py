@@ -13,7 +13,7 @@ from pivotal.inversion.null_text_fit import Residual
 from pivotal.inversion.null_text_line_search import LineSearchOptions, search_rows
 from pivotal.inversion.null_text_parallel import ParallelOptions
 from pivotal.model.unet import RoutedUNet
-from pivotal.query import every_row
+from pivotal.query import Conditioning, Denoise, Noise, NoiseLoss, every_row
 from pivotal.runtime.torch_denoiser import TorchDenoiser
 
 STEPS, SCALE = 3, 2.5
@@ -108,6 +108,43 @@ def test_the_step_is_the_best_along_the_gradient(calm, calm_unet, gentle, case):
     for factor in (0.5, 1.5):
         other = replace(one[2], hidden_states=start + factor * moved)
         assert best < loss(other)
+
+
+def cubic(query):
+    """A network of one number whose noise is `e + c e^3` of the embedding, c in its latents."""
+    e, c = query.conditioning.hidden_states, query.latents
+    eps = e[..., None] + c * e[..., None] ** 3
+    if isinstance(query, Denoise):
+        return Noise(eps, torch.zeros_like(eps))
+    left = query.scale[:, None, None, None] * eps + query.offset
+    slope = (1 + 3 * c * e[..., None] ** 2) * query.scale[:, None, None, None]
+    return NoiseLoss(eps, left.square().flatten(), 2 * (left * slope)[..., 0])
+
+
+def test_an_only_step_that_is_too_long_is_halved_until_it_lowers_the_loss_or_undone():
+    """Every row goes from 0 to where the noise ought to be 1; the probe is too near to see c e^3,
+    which makes the whole step too long, its half, its quarter, or its eighth.
+    """
+    curved = torch.tensor([0.0, 4.0, 50.0, 500.0, 5000.0])
+    latents, ones = curved[:, None, None, None], torch.ones(5)
+    residual = Residual(latents, ones, ones.double(), ones, -torch.ones_like(latents))
+    start, options = Conditioning(torch.zeros(5, 1, 1)), LineSearchOptions(iterations=1, probe=1e-3)
+    search, asked, fitted = search_rows(residual, start, options), [], None
+    query = next(search)
+    while fitted is None:
+        asked.append(query.latents.shape[0])
+        try:
+            query = search.send(cubic(query))
+        except StopIteration as end:
+            fitted = end.value
+    found = fitted.null.hidden_states.flatten()
+    wanted = torch.tensor([1, 1 / 2, 1 / 4, 1 / 8, 0]) / (1 + 1e-6 * curved)
+    torch.testing.assert_close(found, wanted)
+    assert asked == [5, 5, 5, 4, 3, 2]  # gradient, probe, the end, and three shorter steps
+    torch.testing.assert_close(fitted.uncond.eps.flatten(), found + curved * found**3)
+    losses = residual.loss(fitted.uncond.eps)
+    assert (losses[:4] < fitted.losses[:4, 0]).all()
+    assert losses[4] == fitted.losses[4, 0] == 1
 
 
 @pytest.mark.parametrize(
