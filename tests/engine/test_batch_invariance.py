@@ -12,8 +12,8 @@ QUICK = {"method": "null-text", "num_inference_steps": 2, "options": {"inner_ste
 
 
 @pytest.fixture(scope="module")
-def exact():
-    return pivotal.Engine.load("shapes", batch_invariant=True)
+def exact(engine):
+    return pivotal.Engine(engine.model, batch_invariant=True)
 
 
 def frames(picture, count=2):

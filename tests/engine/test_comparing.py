@@ -32,8 +32,8 @@ def asked(request):
 
 
 @pytest.fixture(scope="module")
-def compared(engine, picture, asked):
-    return engine.compare(
+def compared(trained, picture, asked):
+    return trained.compare(
         picture, PROMPT, target=TARGET, methods=asked, num_inference_steps=2, guidance_scale=3.0,
         size=(32, 32),
     )  # fmt: skip
@@ -50,13 +50,13 @@ def test_methods_are_compared_in_one_go_and_each_gives_figures(compared, asked):
     assert json.loads(json.dumps(compared.record(), allow_nan=False))["target"] == TARGET
 
 
-def test_figures_are_those_of_the_calls_one_by_one(engine, picture, compared):
+def test_figures_are_those_of_the_calls_one_by_one(trained, picture, compared):
     (direct,) = (each for each in compared.methods if each.method == "direct")
-    alone = engine.invert(
+    alone = trained.invert(
         picture, PROMPT, method="direct", num_inference_steps=2, guidance_scale=3.0, size=(32, 32)
     )
-    found = engine.reconstruct(alone)
-    edited = engine.edit(alone, TARGET, blend="auto")
+    found = trained.reconstruct(alone)
+    edited = trained.edit(alone, TARGET, blend="auto")
     assert direct.reconstruction.psnr == pytest.approx(found.psnr, abs=0.1)
     assert direct.reconstruction.vae_psnr == found.vae_psnr
     assert direct.latents_psnr > 80  # exact but for rounding, which the picture can't tell

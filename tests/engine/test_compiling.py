@@ -27,11 +27,11 @@ def test_an_attention_that_can_not_serve_is_refused_when_loading(name, sentence)
         pivotal.Engine.load("shapes", attention=name)
 
 
-def test_a_named_attention_runs_every_routed_layer(inversion, engine):
+def test_a_named_attention_runs_every_routed_layer(trained_inversion, trained):
     explicit = pivotal.Engine.load("shapes", attention="reference")
     assert explicit.model.unet.attention == "reference"
-    by_maps = explicit.edit(inversion, TARGET)
-    fused = engine.edit(inversion, TARGET)
+    by_maps = explicit.edit(trained_inversion, TARGET)
+    fused = trained.edit(trained_inversion, TARGET)
     torch.testing.assert_close(by_maps.latents, fused.latents, rtol=1e-3, atol=1e-3)
     assert not torch.equal(by_maps.latents, fused.latents)
 
@@ -44,17 +44,17 @@ def test_warm_up_asks_every_kind_of_batch_and_probes(engine):
 
 
 @pytest.mark.slow
-def test_a_compiled_engine_gives_what_the_eager_one_gives(engine, inversion, picture):
+def test_a_compiled_engine_gives_what_the_eager_one_gives(trained, trained_inversion, picture):
     options = CompileOptions(Buckets((1, 4)), regional=True, backend="eager")
     compiled = pivotal.Engine.load("shapes", compile=options)
     compiled.warm_up(rows=(1, 4))
     with torch.compiler.set_stance("fail_on_recompile"):
         again = compiled.invert(picture, PROMPT, method="ddim", num_inference_steps=4)
-        edited = compiled.edit(inversion, TARGET, blend="auto")
+        edited = compiled.edit(trained_inversion, TARGET, blend="auto")
     assert again.report["backend"] == "compiled"
-    noise = (again.inverted.noise, inversion.inverted.noise)
+    noise = (again.inverted.noise, trained_inversion.inverted.noise)
     torch.testing.assert_close(*noise, rtol=1e-3, atol=1e-3)
-    expected = engine.edit(inversion, TARGET, blend="auto")
+    expected = trained.edit(trained_inversion, TARGET, blend="auto")
     torch.testing.assert_close(edited.latents, expected.latents, rtol=1e-2, atol=1e-2)
 
 

@@ -77,7 +77,7 @@ def seeded(seed):
 
 
 @pytest.mark.parametrize("kind", ["one generator", "a generator each"])
-def test_generating_equals_diffusers_pipeline_step_by_step(engine, pipeline, kind):
+def test_generating_equals_diffusers_pipeline_step_by_step(trained, pipeline, kind):
     def common():
         generator = seeded(3) if kind == "one generator" else [seeded(3), seeded(4)]
         return {
@@ -97,7 +97,7 @@ def test_generating_equals_diffusers_pipeline_step_by_step(engine, pipeline, kin
 
         return callback
 
-    made = engine.generate(**common(), callback_on_step_end=hear(ours))
+    made = trained.generate(**common(), callback_on_step_end=hear(ours))
     expected = pipeline(**common(), callback_on_step_end=hear(theirs))
     assert np.abs(made.images - expected.images).max() < 1e-4
     assert len(ours) == len(theirs) == STEPS
@@ -108,9 +108,9 @@ def test_generating_equals_diffusers_pipeline_step_by_step(engine, pipeline, kin
         assert torch.allclose(latents, expected_latents, atol=1e-4)
 
 
-def test_a_negative_prompt_is_diffusers(engine, pipeline):
+def test_a_negative_prompt_is_diffusers(trained, pipeline):
     common = {"num_inference_steps": 2, "negative_prompt": "a blue square"}
-    made = engine.generate(PROMPTS[0], seed=1, output_type="pt", **common)
+    made = trained.generate(PROMPTS[0], seed=1, output_type="pt", **common)
     expected = pipeline(PROMPTS[0], generator=seeded(1), output_type="pt", **common)
     assert torch.allclose(made.images, expected.images, atol=1e-4)
 

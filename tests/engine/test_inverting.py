@@ -14,20 +14,22 @@ PROMPT = "a red circle on a gray background"
 STEPS = 4
 
 
-def test_reconstruction_at_guidance_1_nears_the_round_trip_as_steps_grow(engine, picture):
+def test_reconstruction_at_guidance_1_nears_the_round_trip_as_steps_grow(trained, picture):
     distances = []
     for steps in (6, 18):
-        inversion = engine.invert(picture, PROMPT, method="ddim", num_inference_steps=steps)
-        found = engine.reconstruct(inversion, guidance_scale=1.0)
+        inversion = trained.invert(picture, PROMPT, method="ddim", num_inference_steps=steps)
+        found = trained.reconstruct(inversion, guidance_scale=1.0)
         distances.append(np.square(found.picture.astype(float) - found.round_trip).mean())
     assert distances[0] > 2 * distances[1]
 
 
-def test_null_text_reconstructs_better_under_guidance_than_ddim(engine, picture, inversion):
-    fitted = engine.invert(
+def test_null_text_reconstructs_better_under_guidance_than_ddim(
+    trained, picture, trained_inversion
+):
+    fitted = trained.invert(
         picture, PROMPT, method="null-text", num_inference_steps=STEPS, options={"inner_steps": 5}
     )
-    assert engine.reconstruct(fitted).psnr > engine.reconstruct(inversion).psnr + 0.5
+    assert trained.reconstruct(fitted).psnr > trained.reconstruct(trained_inversion).psnr + 0.5
 
 
 def test_the_report_counts_the_unet_rows(engine, picture, inversion):
@@ -115,13 +117,15 @@ def test_what_is_no_list_of_images_is_refused(engine, images):
 
 
 @pytest.mark.gpu
-def test_a_gpu_agrees_with_the_cpu(inversion, picture):
+def test_a_gpu_agrees_with_the_cpu(trained_inversion, picture):
     engine = pivotal.Engine.load("shapes", device="cuda")
     again = engine.invert(picture, PROMPT, method="ddim", num_inference_steps=STEPS)
-    assert torch.allclose(again.inverted.noise.cpu(), inversion.inverted.noise, atol=2e-2)
-    edited = engine.edit(inversion, "a blue circle on a gray background", blend="auto")
+    assert torch.allclose(again.inverted.noise.cpu(), trained_inversion.inverted.noise, atol=2e-2)
+    edited = engine.edit(trained_inversion, "a blue circle on a gray background", blend="auto")
     assert np.isfinite(edited.latents.cpu().numpy()).all()
-    assert engine.reconstruct(inversion).picture.shape == picture.shape  # from a file: on the CPU
+    assert (
+        engine.reconstruct(trained_inversion).picture.shape == picture.shape
+    )  # from a file: on the CPU
 
 
 def drawn(picture, shift):
@@ -129,7 +133,7 @@ def drawn(picture, shift):
 
 
 @pytest.mark.parametrize("method", ["ddim", "null-text"])
-def test_a_batch_of_images_equals_each_alone(engine, picture, method):
+def test_a_batch_of_images_equals_each_alone(trained, picture, method):
     images = [drawn(picture, shift) for shift in (0, 8, 16)]
     prompts = [PROMPT, "a red circle", PROMPT]
     common = {
@@ -137,10 +141,10 @@ def test_a_batch_of_images_equals_each_alone(engine, picture, method):
         "num_inference_steps": 2,
         "options": {"inner_steps": 2} if method == "null-text" else {},
     }
-    together = engine.invert_many(images, prompts, max_rows=2, **common)
+    together = trained.invert_many(images, prompts, max_rows=2, **common)
     assert len(together) == 3
     for image, prompt, inversion in zip(images, prompts, together, strict=True):
-        alone = engine.invert(image, prompt, **common)
+        alone = trained.invert(image, prompt, **common)
         assert inversion.prompt == prompt
         assert inversion.image_digest == alone.image_digest
         assert inversion.report["unet_rows"] == alone.report["unet_rows"]

@@ -66,7 +66,7 @@ def test_the_plan_counts_the_originals_of_changed_weights(lora):
     engine = pivotal.Engine.load("shapes")
 
     def planned():
-        return engine.plan(num_inference_steps=1).weights
+        return engine.plan("ddim", num_inference_steps=1).weights
 
     plain = planned()
     changed = [

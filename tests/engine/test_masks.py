@@ -18,9 +18,11 @@ def edit(engine, inversion, **fields):
     return engine.edit(inversion, pivotal.Edit(BLUE, **FREE, **fields))
 
 
-def test_what_is_preserved_decides_the_decibels_outside(engine, inversion):
+def test_what_is_preserved_decides_the_decibels_outside(trained, trained_inversion):
     kept = {
-        preserve: edit(engine, inversion, mask=HALF, preserve=preserve).outside_mask_psnr[0]
+        preserve: edit(trained, trained_inversion, mask=HALF, preserve=preserve).outside_mask_psnr[
+            0
+        ]
         for preserve in ("none", "latent", "pixel")
     }
     assert kept["none"] < kept["latent"] < kept["pixel"] == math.inf
@@ -43,16 +45,18 @@ def test_latents_outside_a_feather_are_the_sources(engine, inversion):
     assert edited.masks[0].any(0).nonzero().max() == 4 * 10 - 1
 
 
-def test_a_words_region_is_where_it_looks_in_a_reconstruction(engine, inversion):
-    edited = edit(engine, inversion, mask_words=("circle",), preserve="pixel")
+def test_a_words_region_is_where_it_looks_in_a_reconstruction(trained, trained_inversion):
+    edited = edit(trained, trained_inversion, mask_words=("circle",), preserve="pixel")
     mask = edited.edits[0].mask
     assert mask.shape == HALF.shape
     assert 0.01 < mask.double().mean() < 0.9
-    assert edited.unet_rows > edit(engine, inversion).unet_rows
-    other = edit(engine, inversion, mask_words=("circle",), blend_threshold=0.6).edits[0].mask
+    assert edited.unet_rows > edit(trained, trained_inversion).unet_rows
+    other = (
+        edit(trained, trained_inversion, mask_words=("circle",), blend_threshold=0.6).edits[0].mask
+    )
     assert not (other & ~mask).any()
     assert (other != mask).any()
-    both = edit(engine, inversion, mask_words=("circle",), mask=HALF).edits[0].mask
+    both = edit(trained, trained_inversion, mask_words=("circle",), mask=HALF).edits[0].mask
     assert torch.equal(both, mask & HALF)
 
 

@@ -26,7 +26,7 @@ def blueness(made):
     return float(np.mean([abs(each[:, :, 2] / 255 - 0.9).mean() for each in made.pictures]))
 
 
-def test_ddim_with_eta_is_diffusers_and_draws_as_it_does(engine):
+def test_ddim_with_eta_is_diffusers_and_draws_as_it_does(trained):
     pipeline = StableDiffusionPipeline.from_pretrained(
         str(files("pivotal") / "bundled/shapes"), dtype=torch.float32, local_files_only=True
     )
@@ -35,7 +35,7 @@ def test_ddim_with_eta_is_diffusers_and_draws_as_it_does(engine):
     common = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "eta": 0.6}
 
     def both(generator):
-        ours = engine.generate([PROMPT, OTHER], output_type="pt", generator=generator(), **common)
+        ours = trained.generate([PROMPT, OTHER], output_type="pt", generator=generator(), **common)
         theirs = pipeline([PROMPT, OTHER], output_type="pt", generator=generator(), **common)
         assert torch.allclose(ours.images, theirs.images, atol=1e-4)
 
