@@ -16,6 +16,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LENGTHS = [(1, 1), (63, 77), (65, 128), (5, 129), (17, 231)]  # queries, keys
 
 
 def inputs_of(generator, **options):
@@ -44,8 +45,17 @@ def test_every_head_size_is_as_exact_as_plain_torch(generator, dtype, width):
     against_oracle(inputs_of(generator, width=width, columns=5, dtype=dtype))
 
 
-@pytest.mark.parametrize(("queries", "length"), [(1, 1), (63, 77), (65, 128), (5, 129), (17, 231)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "queries", "length"),
+    [(torch.float16, *sizes) for sizes in LENGTHS]
+    + [(dtype, 5, 129) for dtype in (torch.float32, torch.bfloat16)]
+    + [
+        pytest.param(dtype, *sizes, marks=pytest.mark.slow)
+        for dtype in (torch.float32, torch.bfloat16)
+        for sizes in LENGTHS
+        if sizes != (5, 129)
+    ],
+)
 def test_every_length_is_as_exact_as_plain_torch(generator, dtype, queries, length):
     against_oracle(
         inputs_of(
@@ -66,7 +76,10 @@ def test_any_number_of_word_columns_is_a_mean_over_heads(generator, heads, colum
     against_oracle(inputs_of(generator, heads=heads, length=7, width=16, columns=columns))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)],
+)
 def test_strides_are_followed(generator, dtype):
     length = 77 if dtype == torch.float32 else 20  # several blocks of keys, and one
     inputs = inputs_of(generator, rows=2, heads=2, length=length, columns=5, dtype=dtype)

@@ -28,14 +28,14 @@ def an_edit(rows, length, network, generator):
 
 
 def test_an_edit_through_a_unet_is_the_same_on_the_kernel(plain_unet, generator):
-    latents = torch.randn(3, 4, 8, 8, generator=generator)
-    hidden = torch.randn(3, 7, 16, generator=generator)
-    timesteps = torch.tensor([900.0, 900.0, 500.0])
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    hidden = torch.randn(2, 7, 16, generator=generator)
+    timesteps = torch.tensor([900.0, 500.0])
     found = {}
     for impl in ("triton", "reference"):
         unet = plain_unet(dtype=torch.float32)
         network = RoutedUNet(unet, word_map_downscale=2, impl=impl).to(DEVICE)
-        routes = an_edit(3, 7, network, generator.manual_seed(1))
+        routes = an_edit(2, 7, network, generator.manual_seed(1))
         with torch.no_grad():
             found[impl] = network(
                 *(t.to(DEVICE) for t in (latents, timesteps, hidden)), routes=routes
