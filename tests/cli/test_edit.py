@@ -98,7 +98,7 @@ def test_several_prompts_count_their_seeds_up(pivotal, home):
 
 
 def test_explain_tells_what_edit_then_does(pivotal, edit, home):
-    done = pivotal("explain", PROMPT, TARGET, "--steps", 4, "--json", cwd=home)
+    done = pivotal("explain", PROMPT, TARGET, "--steps", 3, "--json", cwd=home)
     planned, made = json.loads(done.stdout), json.loads(edit("--json").stdout)
     assert planned["kind"] == made["edit"]["kind"] == "swap"
     assert planned["touched"] == made["touched"]["controls"]
@@ -124,7 +124,7 @@ def test_an_animation_shows_each_step_and_a_report_stands_alone(edit, home):
     assert done.returncode == 0, done.stderr
     outputs = [each["outputs"] for each in json.loads(done.stdout)["edits"]]
     assert [each["animation"] for each in outputs] == ["way-1.gif", "way-2.gif"]
-    assert frames_of(home / "way-2.gif")[0] == 4
+    assert frames_of(home / "way-2.gif")[0] == 3
     page = (home / "page.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
     assert all(prompt in page for prompt in (PROMPT, TARGET, "a green circle"))
@@ -135,7 +135,7 @@ def test_an_animation_shows_each_step_and_a_report_stands_alone(edit, home):
 
 def test_an_edit_animates_methods_that_skip_the_first_steps(pivotal, home):
     done = pivotal(
-        "invert", "photo.png", "--prompt", PROMPT, "--method", "edit-friendly", "--steps", 4,
+        "invert", "photo.png", "--prompt", PROMPT, "--method", "edit-friendly", "--steps", 3,
         "--no-cache", "--quiet", "-o", "late.safetensors", cwd=home,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -169,10 +169,10 @@ def test_prompts_are_shown_as_they_are_written(pivotal, home, monkeypatch):
 def test_generate_animates_too_and_carries_settings_only_if_wanted(pivotal, home):
     for name, more in (("a.webp", []), ("b.webp", ["--no-metadata"])):
         done = pivotal(
-            "generate", PROMPT, "--steps", 3, "--animation", name, *more, "--quiet", cwd=home
+            "generate", PROMPT, "--steps", 2, "--animation", name, *more, "--quiet", cwd=home
         )
         assert done.returncode == 0, done.stderr
-    assert frames_of(home / "a.webp")[0] == 3
+    assert frames_of(home / "a.webp")[0] == 2
     assert "exif" in frames_of(home / "a.webp")[1]
     assert "exif" not in frames_of(home / "b.webp")[1]
 
@@ -189,7 +189,7 @@ def test_long_trajectories_are_thinned_evenly_to_their_end(steps):
 def test_mutual_self_attention_touches_what_it_says(edit):
     record = json.loads(edit("--mutual-from-step", 1, "--json").stdout)
     assert record["edit"]["mutual"]["start_step"] == 1
-    assert record["touched"]["controls"]["mutual"]["steps"] == 3
+    assert record["touched"]["controls"]["mutual"]["steps"] == 2
 
 
 def test_each_picture_has_the_steps_of_its_own_row_and_batch():
