@@ -112,10 +112,11 @@ def test_an_edit_is_what_the_engine_makes_of_it_and_is_judged_by_the_oracle(engi
 
 
 def test_trials_together_give_what_each_gives_alone(engine, scenes):
+    corrected = {"gradient": "exact", "refine_skip": 0.0, "refine_iterations": 2}
     trials = [
         Trial("a", "ddim", 3.0, {"guidance_scale": 3.0}),
         Trial("b", "k-euler", 1.0, {"invert_steps": 3}),
-        Trial("c", "finite-difference", 3.0, {"gradient": "exact", "refine_skip": 0.0}),
+        Trial("c", "finite-difference", 3.0, corrected),
     ]
     rows = measure_together(engine, scenes, trials, STEPS)
     for trial, row in zip(trials, rows, strict=True):
