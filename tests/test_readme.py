@@ -77,7 +77,8 @@ def local(toml):
     return toml
 
 
-FEW = {"--steps": "2", "--seconds": "0"}
+FEW = {"--steps": "2", "--seconds": "0", "--rounds": "1"}
+SMALL = {"--size": "32x32"}  # where the README names no size
 
 
 def run(words, few):
@@ -95,7 +96,8 @@ def test_the_commands_of_each_tour_run_one_after_another(home, read_once):
         if words[0] == "pivotal" and words[1] != "demo":
             command = get_command(app).commands[words[1]]
             options = {opt for each in command.params for opt in each.opts}
-            few = [word for opt, n in FEW.items() if opt in options for word in (opt, n)]
+            asked = FEW if "--size" in words else FEW | SMALL
+            few = [word for opt, n in asked.items() if opt in options for word in (opt, n)]
             if words[1] == "invert" and "--method" not in words:
                 few += ["--option", "inner_steps=1"]
             assert run(words[1:], few) == 0, words

@@ -93,6 +93,8 @@ def test_every_example_runs_and_prints_one_json_object_if_asked(pivotal, files, 
     command = command_of(words)
     options = {opt for each in command.params for opt in each.opts}
     few = ["--steps", "1" if words[0] == "eval" else "2"] if "--steps" in options else []
+    if "--rounds" in options and "--rounds" not in words:
+        few += ["--rounds", "1"]
     if words[0] == "invert" and "--method" not in words:
         few += ["--option", "inner_steps=1"]
     shown, asked = (shutil.copytree(files, tmp_path / name) for name in ("shown", "asked"))
