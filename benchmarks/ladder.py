@@ -130,7 +130,7 @@ class Ladder:
         model = Engine.load(self.model, device=self.device, dtype=dtype).model
         denoiser: Denoiser
         denoiser = eager = TorchDenoiser(model.unet, model.levels.config.prediction_type)
-        if compiled:  # as the engine does: on a CPU gradients stay eager
+        if compiled:
             from pivotal.runtime.compiled_denoiser import CompiledDenoiser
             from pivotal.runtime.compiled_unet import CompileOptions
 
@@ -206,7 +206,7 @@ def cases(ladder: Ladder) -> Iterator[Case]:
     yield rung("alone: half precision (bfloat16)", plain(half=True), alone)
     yield rung("alone: fused attention", plain(fused=True), alone)
     yield rung("alone: batched cond and uncond", plain(batched=True), alone)
-    wrong = "the gradients that torch compiles for a CPU are off (CompiledDenoiser)"
+    wrong = "the gradients that torch compiles for a CPU are off (see CompiledGraphs)"
     yield rung(
         "alone: compile",
         plain(compiled=True),

@@ -236,9 +236,7 @@ def _conditionings(scenes: Scenes) -> tuple[Conditioning, Conditioning]:
 
 
 def compiled(engine: Engine) -> Denoiser:
-    """The same weights through `torch.compile`, as `Engine.load(compile=True)` runs them: on a CPU
-    gradients stay eager.
-    """
+    """The same weights through `torch.compile`, as `Engine.load(compile=True)` runs them."""
     from pivotal.runtime.compiled_denoiser import CompiledDenoiser
     from pivotal.runtime.compiled_unet import CompileOptions
 

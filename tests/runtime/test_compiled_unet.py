@@ -1,13 +1,17 @@
 """The compiled denoiser answers as the eager one, and fails with a sentence."""
 
+import copy
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 
 from pivotal.driver import drive
 from pivotal.errors import BackendError, EditWithoutEffectError
@@ -82,13 +86,49 @@ def test_compiled_is_eager_to_rounding(
     assert min(changes.values()) > 1e-5
 
 
+class UpAfterResidual(torch.nn.Module):
+    """As the end of an UpBlock2D."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = ResnetBlock2D(in_channels=16, out_channels=16, temb_channels=None, groups=4)
+        self.up = Upsample2D(16, use_conv=True)
+
+    def forward(self, x):
+        return self.up(self.block(x, None))
+
+
+def _run(module, x):
+    return module(x)
+
+
+def relative_error_of_a_compiled_gradient(run):
+    torch.manual_seed(0)
+    module, x = UpAfterResidual().requires_grad_(False), torch.randn(1, 16, 4, 4)
+
+    def gradient(function, module, x):
+        x = x.requires_grad_()
+        return torch.autograd.grad(function(module, x).square().mean(), x)[0]
+
+    expected = gradient(_run, copy.deepcopy(module).double(), x.double())
+    found = gradient(run, module, x)
+    return (found - expected).norm() / expected.norm()
+
+
+@pytest.mark.slow
 @needs_compiler
-def test_on_a_cpu_gradients_are_the_eager_ones(torch_denoiser, latents, prompts):
-    denoiser, eager = made(torch_denoiser, backend="inductor")
-    for query in questions(latents, prompts, None):
-        if isinstance(query, NoiseGradient):
-            assert torch.equal(denoiser.answer(query).gradient, eager.answer(query).gradient)
-    assert not denoiser.network.graphs.seconds
+def test_a_gradient_compiled_for_a_cpu_is_float64s(tmp_path):
+    graphs = CompiledGraphs("inductor", tmp_path)
+    assert relative_error_of_a_compiled_gradient(partial(graphs.run, _run, "")) < 1e-5
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.xfail(reason="inductor's layout optimisation; once torch mends it, we may use it")
+def test_inductors_own_defaults_give_that_gradient():
+    torch._dynamo.reset()
+    compiled = torch.compile(_run, fullgraph=True, dynamic=False)
+    assert relative_error_of_a_compiled_gradient(compiled) < 1e-5
 
 
 class StandIn:

@@ -21,9 +21,10 @@ _STYLE = (
 _NOTES = (
     "Seconds are medians of calls that took turns with the other cases of their group; ± is half "
     "the 95 % interval. Calls beside which other work, or another guest of the same host, had the "
-    "processor are left out (on Linux, which tells of them). Roofline: the least time that the machine's own ceilings, measured in the "
-    "same run, allow for the same operations, as a share of the time taken. Peak memory is beyond "
-    "the weights. GB/s are of all that operations read and write one by one, caches or not.",
+    "processor are left out (on Linux, which tells of them). Roofline: the least time that the "
+    "machine's own ceilings, measured in the same run, allow for the same operations, as a share "
+    "of the time taken. Peak memory is beyond the weights. GB/s are of all that operations read "
+    "and write one by one, caches or not.",
     "On a CPU nothing here says how a GPU would do: launch costs, half precision, graphs and power "
     "mean something on a GPU only.",
 )

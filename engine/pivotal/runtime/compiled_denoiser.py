@@ -36,14 +36,9 @@ class CompiledDenoiser(BucketedDenoiser):
     """Answers as the eager denoiser that it is made from, to rounding; `LossGradient` is left to
     that one. Raises BackendError, when first asked, for a network that can't be compiled.
 
-    On a CPU `NoiseGradient` is left to it too: what torch 2.13 compiles for a CPU gave the bundled
-    model's null-embedding gradient 7 % off, where eager's is within 2e-6 of float64's. The same
-    graph, decomposed and partitioned but run by torch ("aot_eager_decomp_partition"), is within
-    3e-6: it is the generated code, of an operation that was not singled out.
-
-    So elsewhere no graph's gradient is taken on trust: one row of its first is compared with the
-    eager one's. Where they differ by more than rounding, all gradients are left to eager, with a
-    warning.
+    No graph's gradient is taken on trust, since a compiler's was wrong once (`CompiledGraphs`): one
+    row of its first is compared with the eager one's. Where they differ by more than rounding, all
+    gradients are left to eager, with a warning.
     """
 
     def __init__(self, eager: TorchDenoiser, options: CompileOptions) -> None:
@@ -60,7 +55,7 @@ class CompiledDenoiser(BucketedDenoiser):
         if eager.device.type == "cuda" and options.cuda_graphs:
             inner = GraphedDenoiser(inner, eager.device)
         super().__init__(inner, options.buckets, unet.layers, eager=eager)
-        self._eager_gradients = eager.device.type == "cpu" and options.backend == "inductor"
+        self._eager_gradients = False
         self._compared: set[Hashable] = set()  # graphs whose gradients are eager's to rounding
         self._rounding = max(0.01, 32 * torch.finfo(eager.dtype).eps)
 
