@@ -75,7 +75,7 @@ def test_a_report_is_a_page_and_markdown(run, tmp_path, row):
         (["--suite", "kernels", "--device", "cuda:99"], "device='cuda:99' is absent"),
         (["--suite", "kernels", "--dtype", "float31"], "dtype='float31' is unknown"),
         (["--suite", "kernels", "--dtype", "fp8"], "fp8"),
-        (["--suite", "unet", "--exported", "nowhere"], "holds no export"),
+        (["--suite", "unet", "--exported", "nowhere"], "there is no folder 'nowhere'"),
         (["compare", "a.jsonl"], "at least two"),
         (["compare", "a.jsonl", "b.jsonl"], "does not exist"),
         (["report", "a.jsonl", "-o", "page.pdf"], "written as .html"),

@@ -52,8 +52,8 @@ def undisturbed(samples: Sequence[Sample]) -> list[float]:
 
 
 def disturbance_of(samples: Sequence[Sample]) -> str | None:
-    """Why too few calls were left alone, or None."""
+    """Why too few calls were left alone, or None; None too where too few were timed at all."""
     count = sum(each.disturbed for each in samples)
-    if not count or len(samples) - count >= FEWEST:
+    if len(samples) < FEWEST or not count or len(samples) - count >= FEWEST:
         return None
     return f"others had the processor in {count} of {len(samples)} calls"
