@@ -25,6 +25,7 @@ from .query import Conditioning, Result
 from .reservations import Reservations
 from .runtime.buckets import Buckets
 from .runtime.compiled_denoiser import warm_up
+from .runtime.float32_arithmetic import float32_arithmetic
 from .runtime.memory_plan import MemoryPlan
 from .runtime.out_of_memory import saying
 from .runtime.probe import probe_routes
@@ -208,7 +209,7 @@ class Runner:
         """Conditioning of B prompts for a picture, or for any of a size, on the model's device."""
         size, ids = (shown.size, shown.time_ids) if isinstance(shown, Fitted) else (shown, None)
         groups = [[each] for each in prompts] if self.batch_invariant else [prompts]
-        with self._coding.take(self._either()), torch.no_grad():
+        with self._alone_coding():
             found = [self.model.text.encode(group, size, time_ids=ids) for group in groups]
             return Conditioning.cat(found).to(self.model.device)
 
@@ -216,7 +217,7 @@ class Runner:
         """A picture, uint8 [H, W, 3], to latents [1, C, h, w] float32 on the model's device."""
         height, width = pixels.shape[:2]
         what = saying(f"encoding a picture of {height} x {width}")
-        with self._coding.take(self._either()), torch.no_grad(), what:
+        with self._alone_coding(), what:
             return self.model.autoencoder.encode(to_tensor(pixels)).to(self.model.device)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -228,8 +229,15 @@ class Runner:
 
     def _decode_one(self, latents: Tensor) -> Tensor:
         what = saying(f"decoding latents of {latents.shape[-2]} x {latents.shape[-1]}")
-        with self._coding.take(self._either()), torch.no_grad(), what:
+        with self._alone_coding(), what:
             return self.model.autoencoder.decode(latents.to(self.model.device, torch.float32)).cpu()
+
+    @contextmanager
+    def _alone_coding(self) -> Iterator[None]:
+        """One text or picture at a time, and its bits never those of what else runs then."""
+        exact = float32_arithmetic(tf32=self.model.precision.tf32_beside)
+        with self._coding.take(self._either()), torch.no_grad(), exact:
+            yield
 
     def pictures(self, latents: Tensor) -> list[Pixels]:
         """Latents [B, C, h, w] to uint8 [H, W, 3] each."""

@@ -1,5 +1,7 @@
+import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +97,65 @@ def test_an_application_may_use_torchs_newer_flags(asked, tf32, torchs_flags):
             assert torch.backends.cuda.matmul.allow_tf32 is tf32
             assert torch.backends.cudnn.allow_tf32 is tf32
         assert [each.fp32_precision for each in NEW_FLAGS] == before
+
+
+def test_threads_share_the_flags_or_wait_and_the_last_puts_them_back(torchs_flags):
+    before = [each.fp32_precision for each in NEW_FLAGS]
+    first_in, first_out, other_in = (threading.Event() for _ in range(3))
+    seen = []
+
+    def hold(tf32, entered, leave):
+        with float32_arithmetic(tf32=tf32):
+            entered.set()
+            leave.wait(30)
+            seen.append((tf32, {each.fp32_precision for each in NEW_FLAGS}))
+
+    second_in, second_out, other_out = (threading.Event() for _ in range(3))
+    threads = [
+        threading.Thread(target=hold, args=(True, first_in, first_out)),
+        threading.Thread(target=hold, args=(True, second_in, second_out)),
+        threading.Thread(target=hold, args=(False, other_in, other_out)),
+    ]
+    for thread, entered in zip(threads[:2], (first_in, second_in), strict=True):
+        thread.start()
+        assert entered.wait(30)
+    threads[2].start()
+    first_out.set()
+    threads[0].join(30)
+    assert not other_in.wait(0.05)  # the second still has what it asked for
+    second_out.set()
+    assert other_in.wait(30)
+    other_out.set()
+    for thread in threads:
+        thread.join(30)
+    assert seen == [(True, {"tf32"}), (True, {"tf32"}), (False, {"ieee"})]
+    assert [each.fp32_precision for each in NEW_FLAGS] == before
+
+
+def test_inside_another_context_of_the_thread_the_outer_one_holds(torchs_flags):
+    with float32_arithmetic(tf32=True), float32_arithmetic(tf32=False):
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@pytest.mark.parametrize(("name", "flag"), [("float32", "ieee"), ("bfloat16", "tf32")])
+def test_the_autoencoder_multiplies_as_the_precision_says_not_as_the_process(
+    name, flag, torchs_flags, monkeypatch
+):
+    engine = Engine.load(dtype=name)
+    seen = []
+    for part in ("encode", "decode"):
+        plain = getattr(engine.model.autoencoder, part)
+
+        def noting(given, plain=plain):
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return plain(given)
+
+        monkeypatch.setattr(engine.model.autoencoder, part, noting)
+    for asked in ("tf32", "ieee"):
+        torch.backends.cudnn.conv.fp32_precision = asked
+        engine.decode(torch.zeros(1, 4, 4, 4))
+        engine._runner.encode_picture(np.zeros((16, 16, 3), np.uint8))
+    assert seen == [flag] * 4
 
 
 def test_the_autoencoder_has_a_dtype_of_its_own():

@@ -62,6 +62,13 @@ class Precision:
         return self.networks.itemsize < 4
 
     @property
+    def tf32_beside(self) -> bool:
+        """Whether what runs in float32 beside the UNet, the autoencoder first of all, multiplies in
+        TF32: where the UNet's own factors have no more than its 10 bits.
+        """
+        return self.halved or self.arithmetic != "plain"
+
+    @property
     def name(self) -> str:
         """`float16`, `tf32`, ..: as users name it."""
         return _name(self.networks) if self.arithmetic == "plain" else self.arithmetic

@@ -59,7 +59,7 @@ def _in_precision(denoiser: Denoiser, model: Model, decode: Decoder) -> Denoiser
             decode=decode,
             dtype=torch.float32,
         )
-        return HigherPrecisionRetry(denoiser, higher)
+        return HigherPrecisionRetry(denoiser, Float32Arithmetic(higher, tf32=False))
     if model.device.type == "cuda":
         return Float32Arithmetic(denoiser, tf32=precision.arithmetic == "tf32")
     return denoiser
