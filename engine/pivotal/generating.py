@@ -52,7 +52,7 @@ def generate(
         schedule,
         noise.to(runner.model.device),
         encoded(runner, prompts, picture or size),
-        encoded(runner, [negative_prompt] * len(prompts), picture or size),
+        encoded(runner, [negative_prompt] * len(prompts), picture or size, negative=True),
         scale,
         watch.over(NoEdit(), schedule),
         draw,

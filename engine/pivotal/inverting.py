@@ -120,7 +120,7 @@ class _Run:
         clock = Clock()
         method = settings.method
         conditioning = runner.encode([task.prompt], task.picture)
-        null = runner.encode([settings.negative_prompt], task.picture)
+        null = runner.encode([settings.negative_prompt], task.picture, negative=True)
         latents = runner.encode_picture(task.picture.pixels)
         algorithm = method.invert(settings.schedule, latents, conditioning, null, settings.options)
         clock.lap("encode")

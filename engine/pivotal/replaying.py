@@ -45,7 +45,7 @@ def replay(
         schedule,
         inverted,
         conditioning,
-        runner.encode([inversion.negative_prompt] * len(prompts), inversion.picture),
+        runner.encode([inversion.negative_prompt] * len(prompts), inversion.picture, negative=True),
         guidance_scale,
         watch.over(control, method.grid(schedule, options)),
         options,

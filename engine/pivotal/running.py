@@ -205,12 +205,20 @@ class Runner:
             with self._turns.take(), self._coding.take():
                 yield
 
-    def encode(self, prompts: Sequence[str], shown: tuple[int, int] | Fitted) -> Conditioning:
-        """Conditioning of B prompts for a picture, or for any of a size, on the model's device."""
+    def encode(
+        self, prompts: Sequence[str], shown: tuple[int, int] | Fitted, *, negative: bool = False
+    ) -> Conditioning:
+        """Conditioning of B prompts for a picture, or for any of a size, on the model's device.
+
+        negative: guidance leads away from them (`TextEncoder.encode`).
+        """
         size, ids = (shown.size, shown.time_ids) if isinstance(shown, Fitted) else (shown, None)
         groups = [[each] for each in prompts] if self.batch_invariant else [prompts]
         with self._alone_coding():
-            found = [self.model.text.encode(group, size, time_ids=ids) for group in groups]
+            found = [
+                self.model.text.encode(group, size, time_ids=ids, negative=negative)
+                for group in groups
+            ]
             return Conditioning.cat(found).to(self.model.device)
 
     def encode_picture(self, pixels: Pixels) -> Tensor:

@@ -134,19 +134,24 @@ def texts_of(prompts: Sequence[Prompt]) -> list[str | None]:
 
 
 def encoded(
-    runner: Runner, prompts: Sequence[Prompt], shown: tuple[int, int] | Fitted
+    runner: Runner,
+    prompts: Sequence[Prompt],
+    shown: tuple[int, int] | Fitted,
+    *,
+    negative: bool = False,
 ) -> Conditioning:
     """Conditioning of B prompts for a picture, or for any of a size.
 
+    negative: texts among them are what guidance leads away from.
     Raises ValueError for embeddings of another shape than the model's own, or of several rows.
     """
     texts = [each for each in prompts if isinstance(each, str)]
     if len(texts) == len(prompts):
-        return runner.encode(texts, shown)
+        return runner.encode(texts, shown, negative=negative)
     own = runner.encode([""], shown)
     rows = []
     for each in prompts:
-        row = runner.encode([each], shown) if isinstance(each, str) else each
+        row = runner.encode([each], shown, negative=negative) if isinstance(each, str) else each
         if row.rows != 1 or row.kind() != own.kind():
             raise ValueError(
                 f"a prompt's embeddings are {list(row.hidden_states.shape)} "

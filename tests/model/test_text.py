@@ -8,6 +8,7 @@ from pivotal.errors import ModelError, NonFiniteError
 from pivotal.model.load import load
 from pivotal.model.text import TextEncoder
 from pivotal.model.tokenizers import ClipTokenizer, StandInTokenizer
+from pivotal.query import Conditioning
 
 PROMPTS = ["the red cat", "A dog, and 2 cats!"]
 
@@ -42,7 +43,12 @@ def test_sdxl_prompts_are_encoded_as_diffusers_does(sdxl, sdxl_folder):
             PROMPTS, device="cpu", do_classifier_free_guidance=True
         )
         time_ids = pipeline._get_add_time_ids((48, 32), (0, 0), (48, 32), torch.float32, 48)
-    conditioning = sdxl.text.encode([*PROMPTS, "", ""], size=(48, 32))
+    conditioning = Conditioning.cat(
+        [
+            sdxl.text.encode(PROMPTS, size=(48, 32)),
+            sdxl.text.encode(["", ""], size=(48, 32), negative=True),
+        ]
+    )
     torch.testing.assert_close(conditioning.hidden_states, torch.cat([positive, negative]))
     torch.testing.assert_close(conditioning.pooled, torch.cat([pooled, negative_pooled]))
     torch.testing.assert_close(conditioning.time_ids, time_ids.repeat(4, 1))
@@ -57,8 +63,26 @@ def test_the_empty_prompt_is_encoded_where_the_model_does_not_zero_it(sdxl, sdxl
     )
     with torch.no_grad():
         expected = pipeline.encode_prompt(["x"], device="cpu", do_classifier_free_guidance=True)
-    torch.testing.assert_close(plain.encode([""]).hidden_states, expected[1])
-    torch.testing.assert_close(plain.encode([""]).pooled, expected[3])
+    asked = plain.encode([""], negative=True)
+    torch.testing.assert_close(asked.hidden_states, expected[1])
+    torch.testing.assert_close(asked.pooled, expected[3])
+
+
+def test_sdxls_empty_prompt_is_encoded_where_it_is_not_the_negative_one(sdxl, sdxl_folder):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_folder, local_files_only=True)
+    with torch.no_grad():
+        expected, _, pooled, _ = pipeline.encode_prompt([""], device="cpu")
+    conditioning = sdxl.text.encode([""])
+    assert conditioning.hidden_states.any()
+    torch.testing.assert_close(conditioning.hidden_states, expected)
+    torch.testing.assert_close(conditioning.pooled, pooled)
+
+
+def test_an_engine_guides_sdxl_from_zeros_towards_an_encoded_empty_prompt(sdxl):
+    noting = Noting(pivotal.Engine(sdxl).denoiser, "hidden_states")
+    engine = pivotal.Engine(sdxl, noting)
+    engine.generate([""], num_inference_steps=1, guidance_scale=3.0, seed=0)
+    assert sorted(torch.tensor(each).any().item() for each in noting.seen) == [False, True]
 
 
 def test_time_ids_are_the_checkpoints_size_unless_said(sdxl):
@@ -66,13 +90,14 @@ def test_time_ids_are_the_checkpoints_size_unless_said(sdxl):
 
 
 class Noting:
-    """Passes queries on and notes their time ids."""
+    """Passes queries on and notes their time ids, or other conditioning."""
 
-    def __init__(self, inner):
+    def __init__(self, inner, what="time_ids"):
         self.inner, self.name, self.answers, self.seen = inner, inner.name, inner.answers, []
+        self.what = what
 
     def answer(self, query):
-        self.seen += query.conditioning.time_ids.tolist()
+        self.seen += getattr(query.conditioning, self.what).tolist()
         return self.inner.answer(query)
 
 

@@ -57,7 +57,6 @@ def text(request, sd_folder, sdxl_folder):
 
 
 def test_a_token_goes_that_many_times_as_far_from_the_empty_prompts(text):
-    text.zero_empty = False  # it is the encoded empty prompt that weights start from
     plain, empty = text.encode(["a red cat"]), text.encode([""])
     (place,) = text.tokens("a red cat").find("red")
     text.weighted = True
@@ -72,7 +71,6 @@ def test_a_token_goes_that_many_times_as_far_from_the_empty_prompts(text):
 
 
 def test_a_weight_of_one_changes_no_bit_and_of_none_says_nothing(text):
-    text.zero_empty = False
     plain, empty = text.encode(["a red cat"]), text.encode([""])
     text.weighted = True
     assert torch.equal(text.encode(["a (red:1.0) cat"]).hidden_states, plain.hidden_states)
@@ -85,7 +83,6 @@ def test_a_weight_of_one_changes_no_bit_and_of_none_says_nothing(text):
 
 def test_each_chunk_is_weighted_in_its_place(text):
     text.weighted = True
-    text.zero_empty = False
     room = text.max_length - 2
     short = text.encode(["a (dog:2)"])
     text.take_long_prompts(2)

@@ -28,7 +28,7 @@ class TextEncoder:
     side without that norm, and the second's projected pooled vector.
 
     default_size: pixels (height, width) that time ids name where `encode` is not told another.
-    zero_empty: the empty prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`).
+    zero_empty: an empty negative prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`).
     weighted: whether prompts are read by `weighting.read_weights`; pooled vectors are not weighted.
     """
 
@@ -110,12 +110,14 @@ class TextEncoder:
         size: Size | None = None,
         *,
         time_ids: Sequence[int] | None = None,
+        negative: bool = False,
     ) -> Conditioning:
         """Conditioning of B prompts, float32, on the encoder's device.
 
         size: pixels (height, width) of the image, for SDXL's time ids; others do not use it.
         time_ids: in its place height and width of the original, top and left of the crop, height
         and width of the image; an image that is said by its size is whole.
+        negative: guidance leads away from them; with `zero_empty`, empty ones are then all zeros.
         Raises ValueError for no prompt or one that is too long; nothing is truncated.
         """
         if isinstance(prompts, str) or not prompts:
@@ -128,7 +130,7 @@ class TextEncoder:
             else:
                 height, width = self.default_size if size is None else size
                 ids = time_ids or (height, width, 0, 0, height, width)
-                conditioning = self._two(told, ids)
+                conditioning = self._two(told, ids, negative and self.zero_empty)
         for name in ("hidden_states", "pooled"):
             value = getattr(conditioning, name)
             if value is not None and not torch.isfinite(value).all():
@@ -159,11 +161,13 @@ class TextEncoder:
             said = output.hidden_states[-2]
         return said.float().reshape(len(tokens), self.max_length, -1), output
 
-    def _two(self, told: Sequence[Sequence[Tokens]], time_ids: Sequence[int]) -> Conditioning:
+    def _two(
+        self, told: Sequence[Sequence[Tokens]], time_ids: Sequence[int], zero_empty: bool
+    ) -> Conditioning:
         (one, _), (two, output) = (self._by_encoder(place, told) for place in (0, 1))
         hidden = torch.cat([one, two], dim=-1)  # [B, L, D]
         pooled = output.text_embeds.float()[:: self.tokenizers[1].chunks]  # [B, P]
-        if self.zero_empty:
+        if zero_empty:
             keep = torch.tensor([first.prompt != "" for first, _ in told], device=hidden.device)
             hidden = torch.where(keep[:, None, None], hidden, 0)
             pooled = torch.where(keep[:, None], pooled, 0)
