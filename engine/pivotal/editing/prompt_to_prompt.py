@@ -63,6 +63,7 @@ class PromptToPrompt:
         self.columns = word_columns(self.plans)
         self.maps: Tensor | None = None  # [1 + T, K, mh, mw], summed over the steps so far
         self.masks: Tensor | None = None  # [T, h, w] bool, of the last blended step, unfeathered
+        self._drawn: dict[int, Tensor] = {}  # the users' masks by target, at the latents' size
         for plan in self.plans:
             _require_effect(plan, steps, layers, first_step)
 
@@ -135,7 +136,9 @@ class PromptToPrompt:
         edit = plan.edit
         mask = None
         if edit.mask is not None:
-            mask = latent_mask(edit.mask.to(maps.device), size)
+            if index not in self._drawn:  # once: it comes from the CPU
+                self._drawn[index] = latent_mask(edit.mask.to(maps.device), size)
+            mask = self._drawn[index]
         if edit.mask_with_blend == "or" and step < _blend_start(edit, self.steps):
             return None
         if plan.blend_columns[0].any() and step >= _blend_start(edit, self.steps):
