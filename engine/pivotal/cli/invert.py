@@ -178,7 +178,8 @@ def _table(done: Sequence[tuple[Path, Inversion]], records: Sequence[dict[str, A
     header = ("inversion", "method", "VAE round trip", "reconstruction", "mostly", "seconds")
     lines = []
     for (path, inversion), record in zip(done, records, strict=True):
-        seconds = f"{record['seconds']['invert']:.1f} of {record['seconds']['total']:.1f}"
+        told = record["seconds"]
+        seconds = f"{told['invert']:.1f}, with all else {told['total']:.1f}"
         lines.append(
             (
                 path.name,
