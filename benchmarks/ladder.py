@@ -171,14 +171,15 @@ def cases(ladder: Ladder) -> Iterator[Case]:
     fixed = {"inner_steps": ladder.inner_steps, "early_stop": -1.0, "early_stop_growth": 0.0}
 
     def rung(name: str, make: Callable[[], Callable[[], Tensor]], kind: str = "cumulative",
-             needs: str | None = None) -> Case:  # fmt: skip
+             needs: str | None = None, eager: Callable[[], Callable[[], Tensor]] | None = None,
+             ) -> Case:  # fmt: skip
         whole = name == "plain transcription, a row at a time"
         half = not whole if kind == "cumulative" else "half" in name
         settings = {
             "model": ladder.model, "steps": ladder.steps, "inner_steps": ladder.inner_steps,
             "kind": kind, "dtype": "bfloat16" if half else "float32",
         }  # fmt: skip
-        return Case(SUITE, name, lambda: _prepared(ladder, make), settings, kind, needs)
+        return Case(SUITE, name, lambda: _prepared(ladder, make, eager), settings, kind, needs)
 
     def plain(**given: bool) -> Callable[[], Callable[[], Tensor]]:
         return lambda: ladder.transcription(**given)
@@ -192,12 +193,17 @@ def cases(ladder: Ladder) -> Iterator[Case]:
     yield rung("+ half precision (bfloat16)", plain(half=True))
     yield rung("+ fused attention", plain(half=True, fused=True))
     yield rung("+ batched cond and uncond", plain(half=True, fused=True, batched=True))
-    yield rung("+ our driver and guided step", lambda: ladder.ours("null-text", fixed))
-    yield rung("+ compile", lambda: ladder.ours("null-text", fixed, compiled=True), needs=slow)
+
+    def driven(**given: bool) -> Callable[[], Callable[[], Tensor]]:
+        return lambda: ladder.ours("null-text", fixed, **given)
+
+    yield rung("+ our driver and guided step", driven())
+    yield rung("+ compile", driven(compiled=True), needs=slow, eager=driven())
     yield rung(
         "+ CUDA graphs",
-        lambda: ladder.ours("null-text", fixed, compiled=True, graphs=True),
+        driven(compiled=True, graphs=True),
         needs=slow if ladder.device.startswith("cuda") else "a CUDA device is needed",
+        eager=driven(),
     )
     yield rung("+ Triton kernels", absent, needs="fitting asks for no routes; see suite kernels")
     yield rung("+ time-parallel fit", lambda: ladder.ours("null-text-parallel", parallel))
@@ -207,7 +213,7 @@ def cases(ladder: Ladder) -> Iterator[Case]:
     yield rung("alone: half precision (bfloat16)", plain(half=True), alone)
     yield rung("alone: fused attention", plain(fused=True), alone)
     yield rung("alone: batched cond and uncond", plain(batched=True), alone)
-    yield rung("alone: compile", plain(compiled=True), alone, needs=slow)
+    yield rung("alone: compile", plain(compiled=True), alone, needs=slow, eager=plain())
     yield rung(
         "alone: time-parallel fit",
         lambda: ladder.ours("null-text-parallel", parallel, half=False),
@@ -215,7 +221,13 @@ def cases(ladder: Ladder) -> Iterator[Case]:
     )
 
 
-def _prepared(ladder: Ladder, make: Callable[[], Callable[[], Tensor]]) -> Prepared:
+def _prepared(
+    ladder: Ladder,
+    make: Callable[[], Callable[[], Tensor]],
+    eager: Callable[[], Callable[[], Tensor]] | None,
+) -> Prepared:
+    """eager: makes the same work for a rung that compiles."""
+
     def check(embeddings: Tensor) -> Mapping[str, Any]:
         found = ladder.decibels(embeddings)
         if not found >= ladder.plain_decibels - LOSS:
@@ -224,7 +236,10 @@ def _prepared(ladder: Ladder, make: Callable[[], Callable[[], Tensor]]) -> Prepa
             )
         return {"psnr": found, "vae_psnr": ladder.inputs.vae, "plain_psnr": ladder.plain_decibels}
 
-    return Prepared(make(), check)
+    run = make()
+    if eager is None:
+        return Prepared(run, check)
+    return Prepared(run, check, compile=run, eager=eager())
 
 
 def main() -> None:

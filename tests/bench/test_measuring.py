@@ -1,11 +1,13 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pivotal.bench.cases import Case, Prepared
 from pivotal.bench.errors import WrongResultError
 from pivotal.bench.measuring import measure
 from pivotal.bench.rounds import Effort
 from pivotal.bench.rows import append, read
+from pivotal.bench.tables import cells
 
 CPU = torch.device("cpu")
 
@@ -60,6 +62,38 @@ def test_a_case_that_fails_among_its_rounds_is_a_row_and_the_others_of_its_group
     assert len(calls) == 3
     assert sturdy["status"] == "timed"
     assert len(sturdy["samples"]) >= 3
+
+
+def test_of_a_failure_a_row_keeps_the_first_line(rows_of):
+    def run():
+        raise RuntimeError("no compiled frames.\n  - forward (/home/someone/unet.py:105): ..")
+
+    (row,) = rows_of([Case("suite", "broken", lambda: Prepared(run, lambda r: {}))])
+    assert row["error"] == "RuntimeError: no compiled frames."
+
+
+def test_work_that_can_not_be_counted_where_it_runs_is_counted_by_its_eager_twin(rows_of):
+    square = torch.ones(8, 8)
+
+    def hidden():
+        # As compiled code does: torch.compile refuses to begin under such a mode.
+        assert _get_current_dispatch_mode() is None
+        return square
+
+    hides = Prepared(hidden, lambda r: {}, eager=lambda: square @ square)
+    shows = Prepared(lambda: square @ square, lambda r: {})
+    served = Prepared(hidden, lambda r: {}, counted=False, eager=lambda: square @ square)
+    cases = [
+        Case("suite", name, lambda prepared=prepared: prepared)
+        for name, prepared in (("hides", hides), ("shows", shows), ("served", served))
+    ]
+    rows = {row["case"]: row for row in rows_of(cases, rounds=2)}
+    assert {row["flops"] for row in rows.values()} == {2 * 8**3}
+    assert "moved_bytes" in rows["shows"]
+    assert "moved_bytes" not in rows["hides"]
+    assert "peak_bytes" in rows["hides"]
+    assert "peak_bytes" not in rows["served"]
+    assert [cells(rows[name])[5:8].count("-") for name in ("shows", "hides", "served")] == [0, 1, 2]
 
 
 def test_the_first_call_and_compiling_are_told_apart_from_the_rest(rows_of, clock):

@@ -15,8 +15,9 @@ class Prepared:
     run: the call that is timed; it returns what it computed. check: looks at a result of `run` and
     returns figures of its quality; it raises WrongResultError where the result is not right.
     compile: what must happen once before `run`, timed apart. images: how many pictures one call
-    serves. counted: whether FLOPs and memory are counted in this process. served: figures of the
-    last n runs that their seconds don't tell, such as latencies.
+    serves. counted: whether FLOPs and memory are counted in this process. eager: the same work by
+    torch's own operations, for FLOPs to be counted by where `run` hides them: compiled, exported.
+    served: figures of the last n runs that their seconds don't tell, such as latencies.
     """
 
     run: Callable[[], Any]
@@ -24,6 +25,7 @@ class Prepared:
     compile: Callable[[], object] | None = None
     images: int = 1
     counted: bool = True
+    eager: Callable[[], Any] | None = None
     served: Callable[[int], Mapping[str, float]] | None = None
 
 

@@ -16,7 +16,7 @@ from pivotal.bench.environment import environment, gpu_state
 from pivotal.bench.intervals import noise_of, paired_ratio_interval, quantiles, run_interval
 from pivotal.bench.limits import Ceilings, count
 from pivotal.bench.memory import peak_bytes
-from pivotal.bench.rounds import PRODUCT, Effort, Listener, Running, time_in_rounds
+from pivotal.bench.rounds import PRODUCT, Effort, Listener, Running, said, time_in_rounds
 from pivotal.bench.rows import SCHEMA
 from pivotal.bench.timing import Stopwatch
 
@@ -88,13 +88,14 @@ def _ready(case: Case, stopwatch: Stopwatch, dtype: torch.dtype) -> Running | di
         result: list[Any] = []
         facts["first_seconds"] = stopwatch.seconds(lambda: result.append(prepared.run()))
         facts["check"] = dict(prepared.check(result.pop()))
-        work = None
         if prepared.counted:
             facts["peak_bytes"] = peak_bytes(prepared.run, stopwatch.device)
-            work = count(prepared.run)
+        work = None
+        if prepared.counted or prepared.eager is not None:
+            work = count(prepared.eager or prepared.run)
     except Exception as error:  # a failed case is a row, not the end of the run
         logger.info("%s: %s fails", case.suite, case.name, exc_info=True)
-        return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        return {"status": "failed", "error": said(error)}
     facts["images"] = prepared.images
     return Running(case, prepared, facts, work, dtype)
 
@@ -140,11 +141,14 @@ def _timed(
     if each.work is not None:
         row |= {
             "flops": each.work.flops,
-            "moved_bytes": each.work.moved_bytes,
             "least_bytes": each.work.least_bytes,
             "flops_per_second": each.work.flops / interval.middle,
-            "moved_bytes_per_second": each.work.moved_bytes / interval.middle,
             "least_seconds": ceilings.least_seconds(each.work),
             "percent_of_roofline": 100 * ceilings.least_seconds(each.work) / interval.middle,
         }
+        if each.prepared.eager is None:  # what eager operations move, a fused one need not
+            row |= {
+                "moved_bytes": each.work.moved_bytes,
+                "moved_bytes_per_second": each.work.moved_bytes / interval.middle,
+            }
     return row

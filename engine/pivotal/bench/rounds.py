@@ -111,6 +111,13 @@ def time_in_rounds(
     }
 
 
+def said(error: Exception) -> str:
+    """Of a failed call, for its row: the first line. What follows are other people's traces, with
+    paths of this machine."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"
+
+
 def _turn(running: Running, stopwatch: Stopwatch, keep: bool) -> None:
     """One more sample, unless it is the warm-up's or an earlier call failed."""
     if running.error is not None:
@@ -119,7 +126,7 @@ def _turn(running: Running, stopwatch: Stopwatch, keep: bool) -> None:
         sample = stopwatch.sample(running.prepared.run)
     except Exception as error:  # a failed case is a row, not the end of its group
         logger.info("%s: %s fails", running.case.suite, running.case.name, exc_info=True)
-        running.error = f"{type(error).__name__}: {error}"
+        running.error = said(error)
         return
     if keep:
         running.samples.append(sample)

@@ -22,9 +22,9 @@ def cells(row: Row) -> tuple[str, ...]:
         span(seconds["p50"]),
         f"± {half:.0%}" + (", too noisy" if row["noisy"] else ""),
         span(row["first_seconds"]),
-        f"{row['peak_bytes'] / 1e6:.0f} MB" if counted else "-",
+        f"{row['peak_bytes'] / 1e6:.0f} MB" if "peak_bytes" in row else "-",
         f"{row['flops_per_second'] / 1e9:.1f}" if counted else "-",
-        f"{row['moved_bytes_per_second'] / 1e9:.1f}" if counted else "-",
+        f"{row['moved_bytes_per_second'] / 1e9:.1f}" if "moved_bytes" in row else "-",
         f"{row['percent_of_roofline']:.0f} %" if counted else "-",
         quality(row),
     )

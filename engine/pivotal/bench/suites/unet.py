@@ -100,13 +100,16 @@ def _prepare(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Prep
             f"{name}_error": require_close(*pair, tolerance, name) for name, pair in found.items()
         } | {"latents": pixels}
 
-    def run() -> Answer:
+    def run(answering: Denoiser = denoiser) -> Answer:
         with torch.no_grad():
-            return denoiser.answer(query)
+            return answering.answer(query)
 
     if backend == "torch":
         return Prepared(run, check)
-    return Prepared(run, check, compile=run if backend == "compiled" else None, counted=False)
+    compiled = backend == "compiled"  # the others take memory of their own
+    return Prepared(
+        run, check, compile=run if compiled else None, counted=compiled, eager=lambda: run(eager)
+    )
 
 
 def _other(plan: Plan, backend: str) -> Denoiser:
