@@ -23,8 +23,9 @@ _NOTES = (
     "the 95 % interval. Calls beside which other work, or another guest of the same host, had the "
     "processor are left out (on Linux, which tells of them). Roofline: the least time that the "
     "machine's own ceilings, measured in the same run, allow for the same operations, as a share "
-    "of the time taken. Peak memory is beyond the weights. GB/s are of all that operations read "
-    "and write one by one, caches or not.",
+    "of the time taken; operations of compiled and exported networks are counted as torch runs "
+    "them eagerly. Peak memory is beyond the weights. GB/s are of all that operations read and "
+    "write one by one, caches or not.",
     "On a CPU nothing here says how a GPU would do: launch costs, half precision, graphs and power "
     "mean something on a GPU only.",
 )
