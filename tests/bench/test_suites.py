@@ -7,7 +7,9 @@ from pivotal.bench.measuring import measure
 from pivotal.bench.rounds import Effort
 from pivotal.bench.suites import calls, concurrency, unet
 from pivotal.bench.suites.plan import Plan
+from pivotal.bench.suites.registry import cases_of
 from pivotal.bench.tables import cells
+from pivotal.runtime.compiled_unet import CompileOptions
 
 
 def test_exported_networks_are_asked_for_nothing_but_forward_and_are_absent_without_a_folder():
@@ -50,6 +52,44 @@ def test_the_networks_pictures_have_the_size_that_is_asked_for():
     (row,) = rows_of(list(unet.cases(Plan(size=(32, 48))))[:1])
     assert "32x48 pixels" in row["case"]
     assert row["check"]["latents"] * 16 == 32 * 48
+
+
+def test_compiled_engines_are_other_cases_and_the_network_is_timed_both_ways():
+    names = ("unet", "methods", "edits", "end-to-end", "concurrency", "calls")
+    eager = {each.key for each in cases_of(names, Plan())}
+    compiled = list(cases_of(names, Plan(compile=True)))
+    assert {each.key for each in compiled if each.suite == "unet"} & eager
+    assert {"torch", "compiled"} == {
+        each.settings["backend"] for each in compiled if each.suite == "unet"
+    }
+    for each in compiled:
+        if each.suite != "unet":
+            assert each.key not in eager
+            assert each.name.endswith(", compiled")
+    same = list(cases_of(["kernels", "cold-start"], Plan(compile=True)))
+    assert {each.key for each in same} == {
+        each.key for each in cases_of(["kernels", "cold-start"], Plan())
+    }
+
+
+@pytest.mark.slow
+def test_compiled_engines_are_timed_and_counted_as_their_eager_twins():
+    compiled = Plan(steps=2, compile=CompileOptions(backend="eager"))
+
+    def chosen(plan):
+        found = cases_of(["unet", "methods", "edits", "end-to-end"], plan)
+        few = ("ddim", "1 targets", "forward, 1 rows", "backward, 1 rows", "direct, 2 steps")
+        return [each for each in found if any(word in each.name for word in few)]
+
+    eager = rows_of(chosen(Plan(steps=2)))
+    flops = {(row["suite"], row["case"]): row.get("flops") for row in eager}
+    rows = rows_of(chosen(compiled))
+    assert all(row["status"] == "timed" for row in rows), rows
+    for row in rows:
+        name, _, how = row["case"].rpartition(", ")
+        if how == "compiled":
+            assert row.get("flops") == flops[row["suite"], name]
+            assert row["compile_seconds"] > 0
 
 
 @pytest.mark.slow

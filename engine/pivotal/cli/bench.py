@@ -55,6 +55,10 @@ def bench(
         str, typer.Option(help="The UNet's.", autocompletion=complete_dtypes)
     ] = "float32",
     steps: Annotated[int, typer.Option(help="Of inversions and edits.")] = 10,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Engines compiled; `unet` both ways. Minutes to begin."),
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="Every case: hours in place of minutes.")] = (
         False
     ),
@@ -96,8 +100,9 @@ def bench(
 
     chosen = model or ("shapes" if family in (None, "shapes") else f"random:{family}")
     plan = Plan(
-        chosen, device, dtype, steps, quick=not full, exported=exported, size=parse_size(size)
-    )
+        chosen, device, dtype, steps, quick=not full, exported=exported, size=parse_size(size),
+        compile=compile,
+    )  # fmt: skip
     cases = list(cases_of(suite or (), plan))
     effort = Effort(rounds=rounds, fewest=min(rounds, Effort.fewest), seconds=seconds)
     if any(case.settings.get("model") for case in cases):

@@ -51,9 +51,7 @@ class _Work:
     @cached_property
     def _engine(self) -> Engine:
         cache = InversionCache(Path(self._folder.name) / "cache")
-        return Engine.load(
-            self.plan.model, device=self.plan.device, dtype=self.plan.dtype, cache=cache
-        )
+        return self.plan.loaded(cache=cache)
 
     def _invert(self) -> Inversion:
         return self._engine.invert(

@@ -9,6 +9,7 @@ from typing import Any
 from pivotal.bench.cases import Case, Prepared
 from pivotal.bench.suites.checks import require_close
 from pivotal.bench.suites.plan import PROMPT, TARGETS, Plan, picture
+from pivotal.engine import Engine
 from pivotal.inversion_file import Inversion
 from pivotal.results import Edited
 
@@ -37,8 +38,8 @@ def _preparing(plan: Plan, inverted: Any, count: int) -> Any:
     def prepare() -> Prepared:
         inversion: Inversion = inverted()
 
-        def run() -> Edited:
-            return plan.engine.edit(inversion, TARGETS[:count])
+        def run(engine: Engine) -> Edited:
+            return engine.edit(inversion, TARGETS[:count])
 
         def check(edited: Edited) -> Mapping[str, Any]:
             """The last target is what it is alone, and differs from the source."""
@@ -52,6 +53,6 @@ def _preparing(plan: Plan, inverted: Any, count: int) -> Any:
                 "unet_rows": edited.unet_rows,
             }
 
-        return Prepared(run, check, images=count)
+        return plan.prepared(run, check, images=count)
 
     return prepare

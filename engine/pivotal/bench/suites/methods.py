@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from pivotal.bench.cases import Case, Prepared
+from pivotal.bench.cases import Case
 from pivotal.bench.errors import WrongResultError
 from pivotal.bench.suites.checks import require_finite
 from pivotal.bench.suites.plan import PROMPT, Plan, picture
+from pivotal.engine import Engine
 from pivotal.inversion.registry import METHODS
 from pivotal.inversion_file import Inversion
 
@@ -36,8 +37,8 @@ def cases(plan: Plan) -> Iterator[Case]:
 
 
 def _preparing(plan: Plan, method: str, options: Mapping[str, Any]) -> Any:
-    def run() -> Inversion:
-        return plan.engine.invert(
+    def run(engine: Engine) -> Inversion:
+        return engine.invert(
             picture(), PROMPT, method=method, num_inference_steps=plan.steps, options=options
         )
 
@@ -60,4 +61,4 @@ def _preparing(plan: Plan, method: str, options: Mapping[str, Any]) -> Any:
             "noise_std_ratio": inversion.report["noise_std_ratio"],
         }
 
-    return lambda: Prepared(run, check)
+    return lambda: plan.prepared(run, check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from pivotal.bench.cases import Case
 from pivotal.bench.suites import (
@@ -36,10 +37,21 @@ SUITES: Mapping[str, Callable[[Plan], Iterable[Case]]] = {
 }
 
 
+# What an engine does, which is compiled where that is asked; `unet` has cases of both kinds.
+_BY_ENGINE = (methods.SUITE, edits.SUITE, whole.SUITE, concurrency.SUITE, calls.SUITE)
+
+
 def cases_of(names: Sequence[str], plan: Plan) -> Iterator[Case]:
     """All cases of some suites, of every suite for none. Raises ValueError for an unknown name."""
     for name in names:
         if name not in SUITES:
             raise ValueError(f"suite {name!r} is unknown; accepted are {', '.join(SUITES)}")
     for name in names or SUITES:
-        yield from SUITES[name](plan)
+        compiled = bool(plan.compile) and name in _BY_ENGINE
+        yield from map(_compiled, SUITES[name](plan)) if compiled else SUITES[name](plan)
+
+
+def _compiled(case: Case) -> Case:
+    """Named as what it is: other work than the eager case's."""
+    settings = {**case.settings, "compile": True}
+    return replace(case, name=f"{case.name}, compiled", settings=settings)

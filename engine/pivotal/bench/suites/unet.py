@@ -14,10 +14,8 @@ from pivotal.bench.suites.checks import require_close, require_finite
 from pivotal.bench.suites.plan import PROMPT, Plan
 from pivotal.driver import Denoiser
 from pivotal.query import Answer, Denoise, NoiseGradient, NoiseLoss
-from pivotal.runtime.compiled_unet import CompiledUNet, CompileOptions
 from pivotal.runtime.exported.backend import denoiser_of
 from pivotal.runtime.exported.record import read_record
-from pivotal.runtime.torch_denoiser import TorchDenoiser
 
 SUITE = "unet"
 # A row alone against the same row in company: kernels sum in another order. Over eps and gradients.
@@ -30,6 +28,8 @@ def cases(plan: Plan) -> Iterator[Case]:
     """Rows 1, 2, 4, 8; the model's size and double its sides; its dtype and, on request, others."""
     rows = (1, 4) if plan.quick else (1, 2, 4, 8, 16)
     backends = ["torch"] if plan.quick else ["torch", "compiled", "onnx", "tensorrt"]
+    if plan.quick and plan.compile:
+        backends.append("compiled")
     if plan.quick and plan.exported is not None:
         backends.append(_kind(plan.exported))
     dtypes = [plan.dtype]
@@ -81,7 +81,7 @@ def _kind(exported: Path) -> str:
 
 
 def _prepare(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Prepared:
-    model, eager = plan.engine.model, plan.engine.denoiser
+    model, eager = plan.eager.model, plan.eager.denoiser
     denoiser = eager if backend == "torch" else _other(plan, backend)
     height, width = plan.size or model.default_size
     size = (height * scale, width * scale)
@@ -113,19 +113,17 @@ def _prepare(plan: Plan, rows: int, scale: int, work: str, backend: str) -> Prep
 
 
 def _other(plan: Plan, backend: str) -> Denoiser:
-    """The same weights exported, or through `torch.compile`, whose first answer compiles."""
-    model = plan.engine.model
-    if backend != "compiled":
-        return denoiser_of(backend, model, plan.exported, lambda: plan.engine.denoiser)
-    network = CompiledUNet(model.unet, CompileOptions())
-    return TorchDenoiser(network, model.levels.config.prediction_type)
+    """The same weights exported, or compiled as an engine has it, whose first answer compiles."""
+    if backend == "compiled":
+        return plan.compiled.denoiser
+    return denoiser_of(backend, plan.eager.model, plan.exported, lambda: plan.eager.denoiser)
 
 
 def question(
     plan: Plan, rows: int, size: tuple[int, int], *, backward: bool
 ) -> Denoise | NoiseGradient:
     """What an algorithm asks in mid-run: seeded noise at the middle of a schedule."""
-    model = plan.engine.model
+    model = plan.eager.model
     scale, channels = model.autoencoder.scale, model.autoencoder.channels
     generator = torch.Generator().manual_seed(0)
     shape = (rows, channels, size[0] // scale, size[1] // scale)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pivotal.bench.cases import Case, Prepared
+from pivotal.bench.cases import Case
 from pivotal.bench.suites.checks import require_close
 from pivotal.bench.suites.plan import PROMPT, TARGETS, Plan, picture
 from pivotal.engine import Engine
@@ -36,10 +36,8 @@ def cases(plan: Plan) -> Iterator[Case]:
 
 
 def _preparing(plan: Plan, method: str, loaded: bool) -> Any:
-    def run() -> _Whole:
-        engine = (
-            plan.engine if loaded else Engine.load(plan.model, device=plan.device, dtype=plan.dtype)
-        )
+    def run(own: Engine) -> _Whole:
+        engine = own if loaded else plan.loaded()
         inversion = engine.invert(picture(), PROMPT, method=method, num_inference_steps=plan.steps)
         edited = engine.edit(inversion, TARGETS[0])
         laps = inversion.report["seconds"]
@@ -57,8 +55,10 @@ def _preparing(plan: Plan, method: str, loaded: bool) -> Any:
 
     def check(whole: _Whole) -> Mapping[str, Any]:
         """A second run gives the same latents."""
-        again = run()
+        again = run(plan.engine)
         error = require_close(again.edited.latents, whole.edited.latents, 1e-3, "a second run")
         return {"repeat_error": error, "laps": dict(again.seconds)}
 
-    return lambda: Prepared(run, check, counted=loaded)
+    if not loaded:  # a new engine each time, compiled or not: nothing to count it by
+        return lambda: plan.prepared(run, check, counted=False, eager=None)
+    return lambda: plan.prepared(run, check)
