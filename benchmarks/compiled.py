@@ -35,6 +35,7 @@ from torch import Tensor
 from pivotal.attention_routes import AttentionRoutes
 from pivotal.bench.environment import environment
 from pivotal.bench.rows import append
+from pivotal.bench.timing import Stopwatch
 from pivotal.driver import Denoiser, drive
 from pivotal.editing.edit import Edit
 from pivotal.editing.prompt_to_prompt import PromptToPrompt
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--regional", action="store_true")
     parser.add_argument("--work", action="append", choices=list(WORKS), help="for calls; all")
     parser.add_argument("--cache", type=Path, default=None)
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
     given = parser.parse_args()
     for figures in MEASURES[given.what](given):
         row = {
@@ -75,7 +77,7 @@ def main() -> None:
             **figures,
             "environment": environment(torch.device(given.device), ["python", *sys.argv]),
         }
-        append(ROOT / "results" / given.device / "compiled.jsonl", row)
+        append(given.results / Stopwatch(torch.device(given.device)).name / "compiled.jsonl", row)
         print(json.dumps(row), flush=True)
 
 

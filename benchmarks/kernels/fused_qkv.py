@@ -26,6 +26,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from pivotal.bench.environment import environment
 from pivotal.bench.rows import append
+from pivotal.bench.timing import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {  # rows, tokens, channels, heads
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--samples", type=int, default=50)
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
     given = parser.parse_args()
     device = torch.device(given.device)
     for name, (rows, tokens, channels, heads) in LAYERS.items():
@@ -66,7 +68,7 @@ def main() -> None:
             **measured(inputs, given.samples, device),
             "environment": environment(device, ["python", *sys.argv]),
         }
-        append(ROOT / "results" / device.type / "fused_qkv.jsonl", row)
+        append(given.results / Stopwatch(device).name / "fused_qkv.jsonl", row)
         print(json.dumps(row), flush=True)
 
 

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--samples", type=int, default=50)
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
     given = parser.parse_args()
     device = torch.device(given.device)
     stopwatch = Stopwatch(device)
@@ -52,7 +53,7 @@ def main() -> None:
             **measured(shape, runs, getattr(torch, given.dtype), stopwatch, given.samples),
             "environment": environment(device, ["python", *sys.argv]),
         }
-        append(ROOT / "results" / stopwatch.name / "group_norm_silu.jsonl", row)
+        append(given.results / stopwatch.name / "group_norm_silu.jsonl", row)
         print(json.dumps(row), flush=True)
 
 

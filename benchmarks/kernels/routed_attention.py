@@ -72,6 +72,7 @@ def main(arguments: list[str], out: TextIO) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--samples", type=int, default=50)
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--impl", action="append", choices=list(BACKENDS))
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args(arguments)
@@ -89,7 +90,7 @@ def main(arguments: list[str], out: TextIO) -> None:
         for row in measure(measured, impls, getattr(torch, given.dtype), stopwatch, samples):
             line = json.dumps({**common, "case": asdict(measured), **row})
             if not given.dry_run:
-                folder = ROOT / "results" / stopwatch.name
+                folder = given.results / stopwatch.name
                 folder.mkdir(parents=True, exist_ok=True)
                 with (folder / "routed_attention.jsonl").open("a") as file:
                     file.write(line + "\n")

@@ -28,6 +28,12 @@ def dirty():
     return module.environment(module.torch.device("cpu"))["dirty"]
 
 
+def test_where_results_go_is_no_part_of_the_command():
+    words = ["python", "ladder.py", "--results", "/home/someone", "--steps", "2"]
+    found = module.environment(module.torch.device("cpu"), words)
+    assert found["command"] == "python ladder.py --steps 2"
+
+
 def test_changed_code_is_dirty_and_new_results_are_not(repository):
     assert dirty() is False
     (repository / "benchmarks/results/cpu/bench.jsonl").write_text("first\nsecond\n")

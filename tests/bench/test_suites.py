@@ -5,7 +5,7 @@ import torch
 
 from pivotal.bench.measuring import measure
 from pivotal.bench.rounds import Effort
-from pivotal.bench.suites import calls, concurrency, unet
+from pivotal.bench.suites import calls, concurrency, edits, unet
 from pivotal.bench.suites.plan import Plan
 from pivotal.bench.suites.registry import cases_of
 from pivotal.bench.tables import cells
@@ -106,3 +106,13 @@ def test_an_exported_network_is_checked_against_torch_and_timed_beside_it(tmp_pa
     assert [row["settings"]["backend"] for row in rows] == ["torch", "onnx", "torch", "onnx"]
     assert all(row["status"] == "timed" for row in rows), rows
     assert all(row["check"]["eps_error"] < 1e-5 for row in rows)
+
+
+def test_plain_sampling_is_checked_alone_and_says_iterations_a_second():
+    found = [each for each in edits.cases(Plan(steps=2)) if "plain" in each.name]
+    rows = rows_of(found)
+    assert [row["status"] for row in rows] == ["timed", "timed"], rows
+    assert [row["settings"]["pictures"] for row in rows] == [1, 2]
+    assert [row["check"]["unet_rows"] for row in rows] == [4, 8]  # two a picture and step
+    for row in rows:
+        assert cells(row)[-1] == f"{2 / row['seconds']['p50']:.3g} guided it/s"

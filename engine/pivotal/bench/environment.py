@@ -23,8 +23,13 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "triton", "xformers", "onnxr
 
 
 def environment(device: torch.device, command: Sequence[str] | None = None) -> dict[str, Any]:
-    """The machine, the versions, the commit. command: the process's own if None."""
+    """The machine, the versions, the commit. command: the process's own if None; where its results
+    go is no part of it.
+    """
     words = ["pivotal", *sys.argv[1:]] if command is None else list(command)
+    if "--results" in words:
+        place = words.index("--results")
+        del words[place : place + 2]
     found: dict[str, Any] = {
         "command": " ".join(words),
         "commit": _git("rev-parse", "--short", "HEAD"),

@@ -91,8 +91,11 @@ def _ready(case: Case, stopwatch: Stopwatch, dtype: torch.dtype) -> Running | di
         if prepared.counted:
             facts["peak_bytes"] = peak_bytes(prepared.run, stopwatch.device)
         work = None
-        if prepared.counted or prepared.eager is not None:
-            work = count(prepared.eager or prepared.run)
+        if prepared.eager is not None:
+            prepared.eager()  # a first call does more: an engine probes its layers
+            work = count(prepared.eager)
+        elif prepared.counted:
+            work = count(prepared.run)
     except Exception as error:  # a failed case is a row, not the end of the run
         logger.info("%s: %s fails", case.suite, case.name, exc_info=True)
         return {"status": "failed", "error": said(error)}

@@ -31,7 +31,9 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def quality(row: Row) -> str:
-    """Decibels beside the autoencoder's, where the check found them; or how calls were served."""
+    """Decibels beside the autoencoder's, where the check found them; how calls were served; or
+    guided iterations a second, of the whole call with its text and its decoding.
+    """
     if "served" in row:
         served = row["served"]
         return (
@@ -39,6 +41,8 @@ def quality(row: Row) -> str:
             f"{span(served['latency_p50'])}, p95 {span(served['latency_p95'])}"
         )
     check = row.get("check", {})
+    if "guided_iterations" in check:
+        return f"{check['guided_iterations'] / row['seconds']['p50']:.3g} guided it/s"
     if "psnr" not in check:
         return "-"
     return f"{check['psnr']:.1f} dB (autoencoder {check['vae_psnr']:.1f})"

@@ -1,8 +1,8 @@
-"""Prompt-to-Prompt by number of targets, from one inversion."""
+"""Prompt-to-Prompt by number of targets, from one inversion, beside plain sampling."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,7 @@ from pivotal.bench.suites.checks import require_close
 from pivotal.bench.suites.plan import PROMPT, TARGETS, Plan, picture
 from pivotal.engine import Engine
 from pivotal.inversion_file import Inversion
-from pivotal.results import Edited
+from pivotal.results import Edited, Generated
 
 SUITE = "edits"
 _TOLERANCE = {
@@ -25,6 +25,13 @@ def cases(plan: Plan) -> Iterator[Case]:
             picture(), PROMPT, method="direct", num_inference_steps=plan.steps
         )
     )
+    # One picture, for iterations a second as others count them; as many as an edit of one samples.
+    for count in (1, 2):
+        settings = {
+            "model": plan.model, "dtype": plan.dtype, "pictures": count, "steps": plan.steps,
+        }  # fmt: skip
+        name = f"plain sampling, {count} pictures, {plan.steps} steps"
+        yield Case(SUITE, name, _sampling(plan, count), settings, plan.model)
     for count in (1, 4) if plan.quick else (1, 2, 4, 8):
         settings = {
             "model": plan.model, "dtype": plan.dtype, "targets": count, "steps": plan.steps,
@@ -32,6 +39,25 @@ def cases(plan: Plan) -> Iterator[Case]:
         }  # fmt: skip
         name = f"{count} targets, {plan.steps} steps"
         yield Case(SUITE, name, _preparing(plan, inverted, count), settings, plan.model)
+
+
+def _sampling(plan: Plan, count: int) -> Callable[[], Prepared]:
+    def run(engine: Engine) -> Generated:
+        return engine.generate(list(TARGETS[:count]), num_inference_steps=plan.steps)
+
+    def check(made: Generated) -> Mapping[str, Any]:
+        """The last picture is what it is alone."""
+        alone = plan.engine.generate(
+            TARGETS[count - 1], num_inference_steps=plan.steps, seed=count - 1
+        )
+        error = require_close(
+            made.latents[-1], alone.latents[-1], _TOLERANCE[plan.dtype], "the last picture"
+        )
+        return {
+            "company_error": error, "guided_iterations": plan.steps, "unet_rows": made.unet_rows
+        }  # fmt: skip
+
+    return lambda: plan.prepared(run, check, images=count)
 
 
 def _preparing(plan: Plan, inverted: Any, count: int) -> Any:
